@@ -1,0 +1,174 @@
+//! What the fuzz targets under `fuzz/` do with one input; `tests/corpus.rs` does the same with the
+//! committed corpus. Each function panics when a promise of this crate is broken, and only then.
+
+use std::fmt::{Debug, Display};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use crate::allow::{AllowList, AllowRule};
+use crate::name::{AgentRef, Cluster, Generation, Group, NodeName, ServiceName, TokenName};
+use crate::principal::Principal;
+use crate::refusal::Reason;
+use crate::target::{HostName, Target, UnixPath};
+use crate::wire::{
+    AgentFrame, Answer, FRAME_HEADER_BYTES, Frame, FrameHeader, Open, ProxyFrame, TraceContext,
+};
+
+/// What a fuzz target does with one input.
+pub type Run = fn(&[u8]);
+
+/// Every target by its name, which is also its directory under `fuzz/corpus/`.
+pub const TARGETS: &[(&str, Run)] = &[
+    ("open", open),
+    ("answer", answer),
+    ("agent", agent),
+    ("proxy", proxy),
+    ("text", text),
+    ("allow", allow),
+];
+
+/// Frames that open a stream.
+pub fn open(data: &[u8]) {
+    frames::<Open>(data);
+}
+
+/// Answers to them.
+pub fn answer(data: &[u8]) {
+    frames::<Answer>(data);
+}
+
+/// A control stream as a proxy reads it.
+pub fn agent(data: &[u8]) {
+    frames::<AgentFrame>(data);
+}
+
+/// A control stream as an agent reads it.
+pub fn proxy(data: &[u8]) {
+    frames::<ProxyFrame>(data);
+}
+
+/// Every text form: what is read is written as something that reads as the same.
+pub fn text(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    round_trip::<Cluster>(text);
+    round_trip::<NodeName>(text);
+    round_trip::<Group>(text);
+    round_trip::<ServiceName>(text);
+    round_trip::<TokenName>(text);
+    round_trip::<AgentRef>(text);
+    round_trip::<Generation>(text);
+    round_trip::<Target>(text);
+    round_trip::<HostName>(text);
+    round_trip::<UnixPath>(text);
+    round_trip::<AllowRule>(text);
+    round_trip::<Principal>(text);
+    round_trip::<Reason>(text);
+    round_trip::<TraceContext>(text);
+    if let Ok(target) = Target::default_port(text, 443) {
+        round_trip::<Target>(&target.to_string());
+    }
+}
+
+/// A rule and, behind a newline, a target that is checked against it.
+pub fn allow(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let (rule, target) = text.split_once('\n').unwrap_or((text, "db.svc.local:5432"));
+    round_trip::<AllowRule>(rule);
+    let (Ok(rule), Ok(target)) = (rule.parse::<AllowRule>(), target.parse::<Target>()) else {
+        return;
+    };
+    let list = AllowList(vec![rule]);
+    match target {
+        Target::Address(address) => {
+            let mapped = match address.ip() {
+                IpAddr::V4(ip) => IpAddr::V6(ip.to_ipv6_mapped()),
+                ip @ IpAddr::V6(_) => ip,
+            };
+            let mapped = SocketAddr::new(mapped, address.port());
+            assert_eq!(
+                list.permits_address(address),
+                list.permits_address(mapped),
+                "an address by its other name"
+            );
+        }
+        Target::Host { host, port } => {
+            let link_local = SocketAddr::from(([169, 254, 169, 254], port));
+            assert!(
+                list.permits_address(link_local) || !list.permits_name_address(&host, link_local),
+                "a name must not lead to the metadata service"
+            );
+        }
+        Target::Unix(path) => {
+            let own: AllowList = format!("unix:{path}")
+                .parse::<AllowRule>()
+                .into_iter()
+                .collect();
+            assert!(own.permits_unix(&path), "a path permits itself");
+        }
+        Target::Service(_) => {}
+    }
+}
+
+/// Reads frame after frame, as a stream's reader does, until one is cut or refused.
+fn frames<F: Frame + PartialEq + Debug>(mut data: &[u8]) {
+    while let Some((header, rest)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() {
+        let Ok(header) = FrameHeader::decode(*header, F::BODY_BYTES_MAX) else {
+            return;
+        };
+        let Ok(body_bytes) = usize::try_from(header.body_bytes) else {
+            return;
+        };
+        let Some((body, rest)) = rest.split_at_checked(body_bytes) else {
+            // A reader would wait for more; what there is must do no harm either.
+            let cut = FrameHeader {
+                body_bytes: u32::try_from(rest.len()).unwrap_or(u32::MAX),
+                ..header
+            };
+            let _ = F::decode(cut, rest);
+            return;
+        };
+        match F::decode(header, body) {
+            Ok(Some(frame)) => reencoded(&frame),
+            Ok(None) => assert!(header.optional, "only an optional frame is skipped"),
+            Err(_) => return,
+        }
+        data = rest;
+    }
+}
+
+/// What was decoded can be encoded, and decodes as the same.
+fn reencoded<F: Frame + PartialEq + Debug>(frame: &F) {
+    let mut bytes = Vec::new();
+    let encoded = frame.encode(&mut bytes);
+    assert_eq!(encoded, Ok(()), "what was decoded can be encoded");
+    let decoded = bytes.split_first_chunk().and_then(|(header, body)| {
+        let header = FrameHeader::decode(*header, F::BODY_BYTES_MAX).ok()?;
+        F::decode(header, body).ok()?
+    });
+    assert_eq!(
+        decoded.as_ref(),
+        Some(frame),
+        "a frame survives its round trip"
+    );
+}
+
+fn round_trip<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str) {
+    match text.parse::<T>() {
+        Ok(value) => assert_eq!(value.to_string().parse().ok(), Some(value), "{text:?}"),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(
+                !error.chars().any(char::is_control),
+                "an error repeats hostile text raw: {error:?}"
+            );
+            assert!(
+                error.chars().count() <= 700,
+                "an error has no bound: {error:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The mesh's protocol as pure code: names, targets, rules and frames.
+//!
+//! # Contract
+//!
+//! - Nothing here does I/O, reads a clock, draws randomness, starts a thread or knows of an async
+//!   runtime. Whatever depends on time takes it as an argument.
+//! - Whatever comes from the wire is bounded before it is copied, and no input makes this crate
+//!   panic: every decoder returns an error that says what is wrong.
+//! - What is valid is decided here, once: a value of [`Cluster`], [`NodeName`], [`Target`] or
+//!   [`Principal`] that was read from text or from the wire keeps its rule everywhere.
+//! - A released frame never changes its bytes; `tests/golden.rs` pins them.
+//!
+//! # Map
+//!
+//! | module | what |
+//! |---|---|
+//! | [`name`] | validated names: clusters, nodes, groups, services, tokens; how users name agents |
+//! | [`target`] | what an agent is asked to reach |
+//! | [`allow`] | allow lists: which addresses, names and sockets may be reached |
+//! | [`principal`] | on whose behalf |
+//! | [`refusal`] | why a dial was refused |
+//! | [`close`] | codes with which streams are reset and connections closed |
+//! | [`wire`] | frames, their limits and their encoding |
+
+pub mod allow;
+pub mod close;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod name;
+pub mod principal;
+pub mod refusal;
+pub mod target;
+mod text;
+pub mod wire;
+
+pub use allow::{AllowList, AllowRule, InvalidAllowRule};
+pub use close::{CloseCode, ResetCode};
+pub use name::{
+    AgentRef, Cluster, Generation, Group, InvalidName, NodeName, ServiceName, TokenName,
+};
+pub use principal::{InvalidPrincipal, Principal};
+pub use refusal::Reason;
+pub use target::{HostName, InvalidTarget, Target, UnixPath};

@@ -1,0 +1,31 @@
+//! What travels on streams: frames, their limits, and one file per conversation.
+//!
+//! A frame is a header of [`FRAME_HEADER_BYTES`] (length of the body as u32, then u16: the high bit
+//! says *optional*, the low 15 are the type; both big-endian) and a body in bincode's standard
+//! encoding. A released body never changes. What is new is a new frame, or an entry in the trailing
+//! [`Ext`] that every body has: unknown optional frames and unknown entries are skipped, an unknown
+//! required frame is an error. `tests/golden.rs` pins the bytes.
+//!
+//! | file | what |
+//! |---|---|
+//! | `limits.rs` | every bound, with its unit |
+//! | `frame.rs` | the header, the trait [`Frame`], errors |
+//! | `codec.rs` | the only caller of bincode |
+//! | `stream.rs` | how every stream starts: [`Open`] and [`Answer`] |
+//! | `control.rs` | the control stream: [`AgentFrame`] and [`ProxyFrame`] |
+
+mod codec;
+pub mod control;
+pub mod frame;
+pub mod limits;
+pub mod stream;
+
+pub use control::{
+    AgentFrame, AgentHello, Draining, Leaving, Protocol, ProxyFrame, ProxyHello, Released, Service,
+    Services,
+};
+pub use frame::{Ext, Frame, FrameHeader, WireError};
+pub use limits::*;
+pub use stream::{
+    Answer, Dial, InvalidTraceContext, Open, OpenControl, Opened, Refused, TraceContext,
+};

@@ -1,0 +1,246 @@
+//! One attempt to connect: from an address to a proxy's hello.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::close::CloseCode;
+use mesh_proto::wire::{
+    AgentFrame, AgentHello, Answer, Open, OpenControl, ProxyFrame, ProxyHello, Refused, Service,
+    WireError,
+};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+
+use super::Shared;
+use super::metrics::ConnectResult;
+use crate::hooks::Connected;
+use crate::quic::endpoint::{self, EndpointError};
+use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::transport;
+
+/// Addresses of one name that are tried in one attempt.
+const ADDRESSES_MAX: usize = 16;
+
+/// A connection whose hello has arrived.
+pub(super) struct ProxyConnection {
+    pub(super) endpoint: Endpoint,
+    pub(super) connection: Connection,
+    pub(super) control_send: SendStream,
+    pub(super) control_recv: RecvStream,
+    pub(super) reader: FrameReader,
+    pub(super) hello: ProxyHello,
+}
+
+/// An attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("`{address}` cannot be resolved ({error}); check agent.proxies, and the resolver of this host")]
+    Resolve { address: String, error: io::Error },
+    #[error("nothing answered at {remote} within quic.handshake_timeout ({timeout:?}); check that the proxy runs and that UDP reaches it")]
+    Timeout { remote: SocketAddr, timeout: Duration },
+    #[error("{remote} and this agent do not trust each other ({error}); check both certificates with `node certs show`: the same cluster, the same authority, not expired")]
+    Untrusted { remote: SocketAddr, error: ConnectionError },
+    #[error("the proxy at {remote} takes no connection now ({error}); it is full or about to leave")]
+    Refused { remote: SocketAddr, error: String },
+    #[error("the connection to {remote} failed: {error}")]
+    Connection { remote: SocketAddr, error: ConnectionError },
+    #[error("the proxy at {remote} broke the protocol: {error}")]
+    Protocol { remote: SocketAddr, error: String },
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+}
+
+impl ConnectError {
+    pub(super) fn result(&self) -> ConnectResult {
+        match self {
+            Self::Resolve { .. } => ConnectResult::ResolveFailed,
+            Self::Timeout { .. } => ConnectResult::Timeout,
+            Self::Untrusted { .. } => ConnectResult::Untrusted,
+            Self::Refused { .. } => ConnectResult::Refused,
+            Self::Connection { .. } | Self::Protocol { .. } | Self::Endpoint(_) => {
+                ConnectResult::Failed
+            }
+        }
+    }
+
+    fn of(remote: SocketAddr, timeout: Duration, error: ConnectionError) -> Self {
+        match &error {
+            ConnectionError::TimedOut => Self::Timeout { remote, timeout },
+            // A crypto error is a TLS alert, ours or theirs (RFC 9001, section 4.8).
+            ConnectionError::TransportError(transport)
+                if is_crypto(u64::from(transport.code)) =>
+            {
+                Self::Untrusted { remote, error }
+            }
+            ConnectionError::ConnectionClosed(close) if is_crypto(u64::from(close.error_code)) => {
+                Self::Untrusted { remote, error }
+            }
+            ConnectionError::ConnectionClosed(close)
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                Self::Refused { remote, error: error.to_string() }
+            }
+            ConnectionError::ApplicationClosed(close)
+                if close.error_code == CloseCode::WrongKind.code().into() =>
+            {
+                Self::Untrusted { remote, error }
+            }
+            ConnectionError::ApplicationClosed(close)
+                if close.error_code == CloseCode::Draining.code().into()
+                    || close.error_code == CloseCode::Overloaded.code().into() =>
+            {
+                Self::Refused { remote, error: error.to_string() }
+            }
+            ConnectionError::VersionMismatch
+            | ConnectionError::TransportError(_)
+            | ConnectionError::ConnectionClosed(_)
+            | ConnectionError::ApplicationClosed(_)
+            | ConnectionError::Reset
+            | ConnectionError::LocallyClosed
+            | ConnectionError::CidsExhausted => Self::Connection { remote, error },
+        }
+    }
+}
+
+fn is_crypto(code: u64) -> bool {
+    (0x100..0x200).contains(&code)
+}
+
+/// Tries the addresses of `address` in the resolver's order, each from a socket of its own.
+pub(super) async fn connect(
+    shared: &Arc<Shared>,
+    address: &str,
+) -> Result<ProxyConnection, ConnectError> {
+    let timeout = shared.config.common.quic.handshake_timeout;
+    let resolve_error = |error| ConnectError::Resolve { address: address.to_owned(), error };
+    let remotes = tokio::time::timeout(timeout, resolve(shared, address))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(resolve_error)?;
+    let mut last = None;
+    for remote in remotes.into_iter().take(ADDRESSES_MAX) {
+        match connect_to(shared, remote).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| resolve_error(io::ErrorKind::NotFound.into())))
+}
+
+async fn resolve(shared: &Shared, address: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = address.parse() {
+        return Ok(vec![address]);
+    }
+    let (host, port) = address
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port.parse().ok()?)))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not host:port"))?;
+    shared.network.resolve(host, port).await
+}
+
+async fn connect_to(
+    shared: &Arc<Shared>,
+    remote: SocketAddr,
+) -> Result<ProxyConnection, ConnectError> {
+    let common = &shared.config.common;
+    let endpoint = endpoint::dialling(&*shared.network, &common.quic, &shared.keys, remote)?;
+    let client = endpoint::agent_client_config(&common.credentials, &common.quic, None)?;
+    let server_name = common.cluster.proxy_dns_name();
+    let timeout = common.quic.handshake_timeout;
+    let connecting = endpoint
+        .connect_with(client, remote, &server_name)
+        .map_err(|error| ConnectError::Protocol { remote, error: error.to_string() })?;
+    let attempt = async {
+        let connection =
+            connecting.await.map_err(|error| ConnectError::of(remote, timeout, error))?;
+        match greet(shared, &connection).await {
+            Ok((control_send, control_recv, reader, hello)) => {
+                Ok((connection, control_send, control_recv, reader, hello))
+            }
+            // A proxy judges the certificate after the handshake is over for this side: the
+            // connection's own end says more than the stream's.
+            Err(error) => Err(match connection.close_reason() {
+                Some(reason) => ConnectError::of(remote, timeout, reason),
+                None => {
+                    connection.close(CloseCode::ProtocolError.code().into(), error.as_bytes());
+                    ConnectError::Protocol { remote, error }
+                }
+            }),
+        }
+    };
+    let attempt = tokio::time::timeout(timeout, attempt)
+        .await
+        .unwrap_or(Err(ConnectError::Timeout { remote, timeout }));
+    match attempt {
+        Ok((connection, control_send, control_recv, reader, hello)) => {
+            transport::admit(&connection, &common.quic, common.quic.streams_max);
+            shared.metrics.connect(ConnectResult::Ok);
+            tracing::info!(
+                proxy = %hello.name, group = %hello.group, generation = %hello.generation,
+                epoch = hello.epoch, %remote, version = hello.version, "connected to a proxy"
+            );
+            shared.hooks.connected(&Connected {
+                agent: common.name.clone(),
+                proxy: hello.name.clone(),
+                remote,
+            });
+            Ok(ProxyConnection { endpoint, connection, control_send, control_recv, reader, hello })
+        }
+        Err(error) => {
+            endpoint.close(CloseCode::Done.code().into(), b"");
+            // Says goodbye; without it the proxy would keep the half-open connection for a while.
+            let _ = tokio::time::timeout(super::CLOSE_GRACE, endpoint.wait_idle()).await;
+            Err(error)
+        }
+    }
+}
+
+type Greeted = (SendStream, RecvStream, FrameReader, ProxyHello);
+
+async fn greet(shared: &Shared, connection: &Connection) -> Result<Greeted, String> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+    let hello = hello_bytes(shared).map_err(|error| error.to_string())?;
+    send.write_all(&hello).await.map_err(|error| error.to_string())?;
+    let mut reader = FrameReader::default();
+    let text = |error: FrameError| error.to_string();
+    match reader.next::<Answer>(&mut recv).await.map_err(text)? {
+        Answer::Opened(_) => {}
+        Answer::Refused(Refused { reason, message, .. }) => {
+            return Err(format!("it refused the control stream: {reason}: {message}"));
+        }
+    }
+    let ProxyFrame::Hello(hello) = reader.next::<ProxyFrame>(&mut recv).await.map_err(text)? else {
+        return Err("its first message is not a hello".into());
+    };
+    // What the hello claims must be what the certificate proves.
+    let identity = crate::quic::identity::identity(connection).map_err(|error| error.to_string())?;
+    if identity.name != hello.name || identity.cluster != hello.cluster {
+        return Err(format!(
+            "it calls itself {} of {}, but its certificate says {identity}",
+            hello.name, hello.cluster
+        ));
+    }
+    Ok((send, recv, reader, hello))
+}
+
+fn hello_bytes(shared: &Shared) -> Result<Vec<u8>, WireError> {
+    let services = shared
+        .config
+        .services
+        .iter()
+        .map(|service| Service {
+            name: service.name.clone(),
+            protocol: service.protocol,
+            ext: Vec::new(),
+        })
+        .collect();
+    let mut bytes = frames::encode(&Open::Control(OpenControl::default()))?;
+    bytes.extend(frames::encode(&AgentFrame::Hello(AgentHello {
+        instance: shared.instance,
+        version: env!("CARGO_PKG_VERSION").into(),
+        services,
+        ext: Vec::new(),
+    }))?);
+    Ok(bytes)
+}

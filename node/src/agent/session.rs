@@ -1,0 +1,182 @@
+//! A standing connection to a proxy: its control stream, and the dials that come through it.
+
+use std::sync::Arc;
+
+use mesh_proto::close::{CloseCode, ResetCode};
+use mesh_proto::refusal::Reason;
+use mesh_proto::wire::{AgentFrame, Answer, Leaving, Open, Opened, ProxyFrame, Refused, WireError};
+use quinn::{RecvStream, SendStream};
+use tokio::time::Instant;
+
+use super::connect::ProxyConnection;
+use super::{CLOSE_GRACE, Shared, target};
+use crate::forward;
+use crate::metrics::StreamMeter;
+use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::{TunnelRecv, TunnelSend, TunnelStream};
+use crate::tasks::Tasks;
+
+/// Counts a connection as standing for as long as it lives.
+struct Standing<'a>(&'a Shared);
+
+impl<'a> Standing<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.connected.send_modify(|connected| *connected += 1);
+        shared.metrics.connected_proxies.inc();
+        Self(shared)
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.0.connected.send_modify(|connected| *connected -= 1);
+        self.0.metrics.connected_proxies.dec();
+    }
+}
+
+/// Serves the connection until it ends, or until the agent has left it.
+pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
+    let ProxyConnection { endpoint, connection, mut control_send, mut control_recv, mut reader, hello } =
+        connected;
+    let standing = Standing::new(shared);
+    let mut streams = Tasks::new("stream of a dial");
+    let mut leaving = shared.leaving.subscribe();
+    let mut leave_until: Option<Instant> = None;
+    let mut released = false;
+    loop {
+        if let Some(until) = *leaving.borrow_and_update()
+            && leave_until.is_none()
+        {
+            leave_until = Some(until);
+            let deadline_ms =
+                u64::try_from(until.saturating_duration_since(Instant::now()).as_millis())
+                    .unwrap_or(u64::MAX);
+            let frame = AgentFrame::Leaving(Leaving { deadline_ms, ext: Vec::new() });
+            let Ok(bytes) = frames::encode(&frame) else { break };
+            if control_send.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        if released && streams.len() == 0 {
+            connection.close(CloseCode::Left.code().into(), b"the agent has left");
+            break;
+        }
+        tokio::select! {
+            biased;
+            () = shared.cut.cancelled() => {
+                connection.close(CloseCode::Left.code().into(), b"the agent has left");
+                break;
+            }
+            frame = reader.next::<ProxyFrame>(&mut control_recv) => match frame {
+                Ok(ProxyFrame::Released(_)) => released = true,
+                Ok(ProxyFrame::Draining(draining)) => {
+                    tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
+                }
+                Ok(ProxyFrame::Hello(_)) => {
+                    tracing::warn!(proxy = %hello.name, "the proxy said hello twice");
+                    connection.close(CloseCode::ProtocolError.code().into(), b"a second hello");
+                    break;
+                }
+                Err(FrameError::Read(_)) => {
+                    connection.closed().await;
+                    break;
+                }
+                Err(error @ (FrameError::Wire(_) | FrameError::Ended | FrameError::Truncated)) => {
+                    if connection.close_reason().is_none() {
+                        tracing::warn!(proxy = %hello.name, %error, "the proxy broke the protocol on the control stream");
+                        connection.close(CloseCode::ProtocolError.code().into(), b"protocol error on the control stream");
+                    }
+                    break;
+                }
+            },
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    let shared = shared.clone();
+                    streams.spawn(async move {
+                        let cut = shared.cut.clone();
+                        cut.run_until_cancelled(serve_stream(shared, send, recv)).await;
+                    });
+                }
+                Err(_) => break,
+            },
+            () = streams.reap() => {}
+            _ = leaving.changed(), if leave_until.is_none() => {}
+        }
+    }
+    drop(standing);
+    let reason = connection.closed().await;
+    if leave_until.is_some() {
+        tracing::info!(proxy = %hello.name, %reason, "left the proxy");
+    } else {
+        tracing::warn!(proxy = %hello.name, %reason, "lost the connection to a proxy, and will connect again");
+    }
+    // The streams have failed with the connection, and the sockets behind them are being reset.
+    streams.shutdown(CLOSE_GRACE).await;
+    let _ = tokio::time::timeout(CLOSE_GRACE, endpoint.wait_idle()).await;
+}
+
+/// Serves one stream: a dial, from its request to its end.
+async fn serve_stream(shared: Arc<Shared>, send: SendStream, mut recv: RecvStream) {
+    let meter = StreamMeter::open(&shared.node_metrics);
+    let mut send = TunnelSend::new(send, meter.clone());
+    let mut reader = FrameReader::default();
+    let timeout = shared.config.common.quic.handshake_timeout;
+    let request = match tokio::time::timeout(timeout, reader.next::<Open>(&mut recv)).await {
+        Ok(Ok(Open::Dial(dial))) => Ok(dial),
+        Ok(Ok(Open::Control(_))) => Err(Refused::new(
+            Reason::Unsupported,
+            "an agent has a control stream with its proxy already",
+        )),
+        Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
+            Reason::Unsupported,
+            &format!("this agent does not know that request ({error}); it may be older than the proxy"),
+        )),
+        Ok(Err(FrameError::Wire(error))) => {
+            tracing::warn!(%error, "a proxy sent a malformed request");
+            Err(Refused::new(Reason::Internal, &format!("the request is malformed: {error}")))
+        }
+        Ok(Err(FrameError::Ended | FrameError::Truncated | FrameError::Read(_))) => return,
+        Err(_) => Err(Refused::new(Reason::Timeout, "no request came on the stream")),
+    };
+    let connected = match request {
+        Ok(dial) => {
+            // A dial whose user has gone meanwhile must not go on connecting.
+            let connected = tokio::select! {
+                biased;
+                connected = target::connect(&shared, &dial) => connected,
+                () = send.stopped() => return,
+            };
+            shared.metrics.dialled(connected.as_ref().map(drop).map_err(|refused| refused.reason));
+            if let Err(refused) = &connected {
+                tracing::debug!(target = %dial.target, principal = %dial.principal, reason = %refused.reason, message = refused.message, "refused a dial");
+            }
+            connected
+        }
+        Err(refused) => {
+            shared.metrics.dialled(Err(refused.reason));
+            Err(refused)
+        }
+    };
+    match connected {
+        Ok(socket) => {
+            // Until forwarding has ended in order, its target is reset.
+            socket.set_reset_on_close(true);
+            let Ok(answer) = frames::encode(&Answer::Opened(Opened::default())) else { return };
+            if send.write_frame(&answer).await.is_err() {
+                return;
+            }
+            let recv = TunnelRecv::new(recv, meter, &shared.budget);
+            if let Err(error) = forward::socket(socket, TunnelStream { send, recv }).await {
+                tracing::debug!(%error, "a stream broke");
+            }
+        }
+        Err(refused) => {
+            if let Ok(answer) = frames::encode(&Answer::Refused(refused))
+                && send.write_frame(&answer).await.is_ok()
+            {
+                send.finish();
+            }
+            let _ = recv.stop(ResetCode::Refused.code().into());
+        }
+    }
+}

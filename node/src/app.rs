@@ -1,0 +1,202 @@
+//! The composition root: from a config to a running node, and back to nothing in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use prometheus::Registry;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminError, Readiness};
+use crate::agent::{self, Agent, AgentParts};
+use crate::config::NodeConfig;
+use crate::hooks::Hooks;
+use crate::metrics::MetricsError;
+use crate::net::{Network, SystemNetwork};
+use crate::proxy::{self, Proxy, ProxyParts};
+use crate::tasks::Tasks;
+
+/// The runtimes that a node runs on. It makes no threads of its own.
+#[derive(Debug, Clone)]
+pub struct Runtimes {
+    /// One per shard: best a single-threaded one each, which is half as fast again as one with
+    /// two workers.
+    pub shards: Vec<Handle>,
+    /// For the admin and metrics listeners, so that a scrape never waits for traffic, nor traffic
+    /// for a scrape.
+    pub admin: Handle,
+}
+
+impl Runtimes {
+    /// Everything on the runtime of the caller.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn current() -> Self {
+        Self { shards: vec![Handle::current()], admin: Handle::current() }
+    }
+}
+
+/// What a node is made with beside its config.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Where it runs.
+    pub runtimes: Runtimes,
+    /// The way out of the process.
+    pub network: Arc<dyn Network>,
+    /// The application's say.
+    pub hooks: Hooks,
+}
+
+impl Parts {
+    /// The runtime of the caller, the system's network, no hooks.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn current() -> Self {
+        Self {
+            runtimes: Runtimes::current(),
+            network: Arc::new(SystemNetwork),
+            hooks: Hooks::default(),
+        }
+    }
+}
+
+/// A node could not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// As a proxy.
+    #[error(transparent)]
+    Proxy(#[from] proxy::StartError),
+    /// As an agent.
+    #[error(transparent)]
+    Agent(#[from] agent::StartError),
+    /// Its admin or metrics listener.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// Its metrics.
+    #[error("cannot register metrics: {0}")]
+    Metrics(#[from] MetricsError),
+}
+
+/// A running node, all of whose listeners are bound.
+#[derive(Debug)]
+pub struct Bound {
+    role: Role,
+    registry: Registry,
+    admin_addr: Option<SocketAddr>,
+    metrics_addr: Option<SocketAddr>,
+    servers: Tasks,
+    stop_servers: CancellationToken,
+}
+
+#[derive(Debug)]
+enum Role {
+    Proxy(Box<Proxy>),
+    Agent(Box<Agent>),
+}
+
+/// Starts a node on the runtime of the caller.
+///
+/// # Errors
+/// [`BuildError`].
+pub async fn build(config: NodeConfig) -> Result<Bound, BuildError> {
+    build_with(config, Parts::current()).await
+}
+
+/// Starts a node with its own runtimes, network and hooks.
+///
+/// # Errors
+/// [`BuildError`].
+pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, BuildError> {
+    let Parts { runtimes, network, hooks } = parts;
+    let registry = Registry::new();
+    registry.register(Box::new(
+        prometheus::process_collector::ProcessCollector::for_self(),
+    ))?;
+    // Bound before the role starts, so that a port in use is told before anything runs.
+    let common = config.common().clone();
+    let listeners = admin::bind(&common, &runtimes.admin).await?;
+    let (role, readiness) = match config {
+        NodeConfig::Proxy(config) => {
+            let parts = ProxyParts {
+                network,
+                registry: registry.clone(),
+                hooks,
+                shards: runtimes.shards,
+            };
+            let proxy = Proxy::start_with(*config, parts).await?;
+            let readiness = Readiness::Proxy(proxy.readiness());
+            (Role::Proxy(Box::new(proxy)), readiness)
+        }
+        NodeConfig::Agent(config) => {
+            let parts = AgentParts {
+                network,
+                registry: registry.clone(),
+                hooks,
+                shards: runtimes.shards,
+            };
+            let agent = Agent::start_with(*config, parts).await?;
+            let readiness = Readiness::Agent(agent.connected());
+            (Role::Agent(Box::new(agent)), readiness)
+        }
+    };
+    let admin_addr = listeners.admin_addr();
+    let metrics_addr = listeners.metrics_addr();
+    let stop_servers = CancellationToken::new();
+    let mut servers = Tasks::new("admin listener");
+    listeners.serve(&mut servers, &runtimes.admin, &registry, &readiness, &stop_servers);
+    Ok(Bound { role, registry, admin_addr, metrics_addr, servers, stop_servers })
+}
+
+impl Bound {
+    /// The proxy, if it is one.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Proxy> {
+        match &self.role {
+            Role::Proxy(proxy) => Some(proxy),
+            Role::Agent(_) => None,
+        }
+    }
+
+    /// The agent, if it is one.
+    #[must_use]
+    pub fn agent(&self) -> Option<&Agent> {
+        match &self.role {
+            Role::Agent(agent) => Some(agent),
+            Role::Proxy(_) => None,
+        }
+    }
+
+    /// The bound address of the admin listener; none when it is a Unix socket, or absent.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
+    }
+
+    /// The bound address of the metrics listener.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
+    }
+
+    /// The node's metrics.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Leaves in order, within the drain deadline; health and metrics are served until the end.
+    /// Returns how many streams were cut at the deadline.
+    pub async fn shutdown(mut self) -> u64 {
+        let streams_cut = match self.role {
+            Role::Proxy(proxy) => proxy.shutdown().await.streams_cut,
+            Role::Agent(agent) => agent.shutdown().await,
+        };
+        self.stop_servers.cancel();
+        self.servers.shutdown(admin::CLOSE_GRACE).await;
+        streams_cut
+    }
+}

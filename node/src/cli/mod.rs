@@ -1,0 +1,70 @@
+//! The command line: one file per verb.
+
+pub mod certs;
+pub mod config;
+pub mod demo;
+pub mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Why a verb ended without success; the variant decides the exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Wrong usage or configuration: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The work failed: exit code 1.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CliError {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Failed(_) => ExitCode::from(1),
+        }
+    }
+}
+
+/// A mesh of reverse tunnels over QUIC: reach services that nobody can reach.
+#[derive(Debug, Parser)]
+#[command(
+    name = "node",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: run::RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Two proxies, an agent and a file server in this process, to try the mesh.
+    Demo(demo::DemoArgs),
+    /// Create an authority, issue and inspect identities.
+    Certs(certs::CertsArgs),
+    /// Check a config file, or show the effective configuration.
+    Config(config::ConfigArgs),
+}
+
+/// Runs what the arguments ask for.
+///
+/// # Errors
+/// A [`CliError`], whose text is for the person at the terminal.
+pub fn run(cli: Cli) -> Result<(), CliError> {
+    match cli.verb {
+        Some(Verb::Demo(args)) => demo::run(args),
+        Some(Verb::Certs(args)) => certs::run(args),
+        Some(Verb::Config(args)) => config::run(args),
+        None => run::run(cli.run),
+    }
+}

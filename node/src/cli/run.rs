@@ -1,0 +1,157 @@
+//! `node --role …`: runs a node until it is told to end.
+
+use std::io::IsTerminal as _;
+use std::thread;
+
+use clap::Args;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::CliError;
+use super::config::SourceArgs;
+use crate::app::{self, Parts, Runtimes};
+use crate::config::{self, LogConfig, LogFormat};
+use crate::hooks::Hooks;
+use crate::net::SystemNetwork;
+
+/// Arguments of a node.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// Runs a node to its end.
+///
+/// # Errors
+/// Wrong configuration, or a node that could not start.
+pub fn run(args: RunArgs) -> Result<(), CliError> {
+    let loaded = config::load(&args.source.sources()).map_err(|errors| CliError::Usage(errors.to_string()))?;
+    init_log(&loaded.config.common().log)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let shards = loaded.config.common().quic.shards;
+    let threads = Threads::start(shards)?;
+    let outcome = threads.main.block_on(async {
+        let mut signals = Signals::new()?;
+        let parts = Parts {
+            runtimes: threads.runtimes(),
+            network: std::sync::Arc::new(SystemNetwork),
+            hooks: Hooks::default(),
+        };
+        let bound = app::build_with(loaded.config, parts)
+            .await
+            .map_err(|error| CliError::Failed(error.to_string()))?;
+        let name = signals.next().await;
+        tracing::info!(signal = name, "ending; a second signal ends at once");
+        tokio::select! {
+            biased;
+            _ = bound.shutdown() => Ok(()),
+            name = signals.next() => Err(CliError::Failed(format!(
+                "ended at once by a second signal ({name}), without waiting for streams"
+            ))),
+        }
+    });
+    threads.stop();
+    outcome
+}
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// When the filter is malformed, or logging was started before.
+pub(super) fn init_log(config: &LogConfig) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(&config.filter)
+        .map_err(|error| CliError::Usage(format!("log.level: {error}")))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = match config.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| CliError::Failed(format!("cannot start logging: {error}")))
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| CliError::Failed(format!("cannot listen for signals: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The node's threads: this one runs the first shard, each further shard has one, and the admin
+/// and metrics listeners have one.
+struct Threads {
+    main: Runtime,
+    others: Vec<Handle>,
+    stop: CancellationToken,
+    joins: Vec<thread::JoinHandle<()>>,
+}
+
+impl Threads {
+    fn start(shards: u16) -> Result<Self, CliError> {
+        let failed =
+            |error: std::io::Error| CliError::Failed(format!("cannot start a thread: {error}"));
+        let stop = CancellationToken::new();
+        let (mut others, mut joins) = (Vec::new(), Vec::new());
+        let names = std::iter::once("admin".to_owned())
+            .chain((1..shards).map(|shard| format!("shard-{shard}")));
+        for name in names {
+            let runtime = single_threaded().map_err(failed)?;
+            others.push(runtime.handle().clone());
+            let stopped = stop.clone().cancelled_owned();
+            let join = thread::Builder::new()
+                .name(name)
+                .spawn(move || runtime.block_on(stopped))
+                .map_err(failed)?;
+            joins.push(join);
+        }
+        Ok(Self { main: single_threaded().map_err(failed)?, others, stop, joins })
+    }
+
+    fn runtimes(&self) -> Runtimes {
+        let (admin, shards) = match self.others.split_first() {
+            Some((admin, shards)) => (admin.clone(), shards),
+            None => (self.main.handle().clone(), &[][..]),
+        };
+        let shards =
+            std::iter::once(self.main.handle().clone()).chain(shards.iter().cloned()).collect();
+        Runtimes { shards, admin }
+    }
+
+    fn stop(self) {
+        self.stop.cancel();
+        for join in self.joins {
+            // A panic there was reported by its task's owner.
+            let _ = join.join();
+        }
+    }
+}
+
+fn single_threaded() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}

@@ -1,0 +1,217 @@
+//! `[proxy]`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
+
+use super::Listeners;
+use super::checker::Checker;
+use crate::config::file::{ProxyShape, Shape};
+use crate::config::model::{CommonConfig, IngressConfig, ProxyConfig};
+use crate::config::units::format_duration;
+
+/// The most peers to join.
+const PEERS_MAX: usize = 256;
+
+/// The most ingresses.
+const INGRESSES_MAX: usize = 256;
+
+/// The largest file of expected agents, in bytes.
+const EXPECTED_AGENTS_BYTES_MAX: u64 = 1 << 20;
+
+/// A proxy's configuration but for what both roles have.
+pub(super) struct ProxyPart {
+    group: Group,
+    generation: Generation,
+    peers: Vec<String>,
+    drain_notice: Duration,
+    drain_deadline: Duration,
+    dial_deadline: Duration,
+    agent_connection_count: Option<u32>,
+    state_dir: Option<PathBuf>,
+    ingresses: Vec<IngressConfig>,
+}
+
+impl ProxyPart {
+    pub(super) fn with(self, common: CommonConfig) -> ProxyConfig {
+        ProxyConfig {
+            common: CommonConfig {
+                drain_deadline: self.drain_deadline,
+                ..common
+            },
+            group: self.group,
+            generation: self.generation,
+            peers: self.peers,
+            drain_notice: self.drain_notice,
+            dial_deadline: self.dial_deadline,
+            agent_connection_count: self.agent_connection_count,
+            state_dir: self.state_dir,
+            ingresses: self.ingresses,
+        }
+    }
+}
+
+pub(super) fn proxy(
+    check: &mut Checker<'_>,
+    shape: &Shape,
+    cluster: Option<&Cluster>,
+    listeners: &mut Listeners,
+) -> Option<ProxyPart> {
+    let absent = ProxyShape::default();
+    let section = shape.proxy.as_ref().unwrap_or(&absent);
+    let group_text = section
+        .group
+        .as_ref()
+        .map_or("default", |text| text.0.as_str());
+    let group = check.parse(
+        "proxy.group",
+        group_text,
+        "a group",
+        |error: InvalidName| error.rule,
+    );
+    let generation = check
+        .number(
+            "proxy.generation",
+            section.generation,
+            0..=i64::MAX,
+            0_u64,
+            "it counts rollouts",
+        )
+        .map(Generation);
+    let peers = peers(check, section);
+    let drain = drain(check, section);
+    let dial_deadline = check.duration(
+        "proxy.dial_deadline",
+        section.dial_deadline.as_ref(),
+        Duration::from_millis(100)..=Duration::from_secs(300),
+        Duration::from_secs(10),
+        "a user waits that long for an answer at most",
+    );
+    let agent_connection_count = match section.agent_connection_count {
+        None => Some(None),
+        Some(_) => check
+            .number(
+                "proxy.agent_connection_count",
+                section.agent_connection_count,
+                0..=1024,
+                0_u32,
+                "0 is every proxy",
+            )
+            .map(Some),
+    };
+    if let Some(text) = &section.expected_agents_file {
+        let read = check.read(
+            "proxy.expected_agents_file",
+            &text.0,
+            EXPECTED_AGENTS_BYTES_MAX,
+        );
+        if read.is_some() {
+            check.warn("proxy.expected_agents_file", "this version does not report missing agents: the file is readable and has no further effect");
+        }
+    }
+    let state_dir = match &section.state_dir {
+        None => Some(None),
+        Some(text) if text.0.is_empty() => {
+            check.error(
+                "proxy.state_dir",
+                "is empty",
+                "write the path of a directory, or remove it",
+            );
+            None
+        }
+        Some(text) => Some(Some(check.path("proxy.state_dir", &text.0))),
+    };
+
+    let entries = shape.ingress.as_deref().unwrap_or_default();
+    if entries.len() > INGRESSES_MAX {
+        check.error(
+            "ingress",
+            format!(
+                "there are {}, over the limit of {INGRESSES_MAX}",
+                entries.len()
+            ),
+            "split them over several proxies",
+        );
+        return None;
+    }
+    let ingresses: Vec<Option<IngressConfig>> = entries
+        .iter()
+        .enumerate()
+        .map(|(index, entry)| super::ingress::ingress(check, index, entry, cluster, listeners))
+        .collect();
+
+    let (drain_notice, drain_deadline) = drain?;
+    Some(ProxyPart {
+        group: group?,
+        generation: generation?,
+        peers: peers?,
+        drain_notice,
+        drain_deadline,
+        dial_deadline: dial_deadline?,
+        agent_connection_count: agent_connection_count?,
+        state_dir: state_dir?,
+        ingresses: ingresses.into_iter().collect::<Option<_>>()?,
+    })
+}
+
+fn peers(check: &mut Checker<'_>, section: &ProxyShape) -> Option<Vec<String>> {
+    let Some(texts) = &section.peers else {
+        return Some(Vec::new());
+    };
+    let peers = check.dial_addresses("proxy.peers", &texts.0, PEERS_MAX)?;
+    if !peers.is_empty() {
+        check.warn("proxy.peers", "this version does not route between proxies: peers are not joined, and an agent must connect to every proxy through which it is to be reached");
+    }
+    Some(peers)
+}
+
+/// Notice and deadline of a drain.
+fn drain(check: &mut Checker<'_>, section: &ProxyShape) -> Option<(Duration, Duration)> {
+    let notice = check.duration(
+        "proxy.drain_notice",
+        section.drain_notice.as_ref(),
+        Duration::ZERO..=Duration::from_secs(3600),
+        Duration::from_secs(5),
+        "a balancer must notice within it",
+    );
+    let deadline = drain_deadline(
+        check,
+        "proxy.drain_deadline",
+        section.drain_deadline.as_ref(),
+    );
+    let (notice, deadline) = (notice?, deadline?);
+    if notice >= deadline {
+        let key = if section.drain_notice.is_some() {
+            "proxy.drain_notice"
+        } else {
+            "proxy.drain_deadline"
+        };
+        check.error(
+            key,
+            format!(
+                "drain_notice ({}) is not under drain_deadline ({}), which includes it",
+                format_duration(notice),
+                format_duration(deadline)
+            ),
+            "lower drain_notice or raise drain_deadline",
+        );
+        return None;
+    }
+    Some((notice, deadline))
+}
+
+/// The deadline of a drain, of either role.
+pub(super) fn drain_deadline(
+    check: &mut Checker<'_>,
+    key: &str,
+    value: Option<&crate::config::file::Time>,
+) -> Option<Duration> {
+    check.duration(
+        key,
+        value,
+        Duration::from_millis(1)..=Duration::from_secs(24 * 3600),
+        Duration::from_secs(30),
+        "what is left at its end is cut",
+    )
+}

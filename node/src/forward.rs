@@ -1,0 +1,327 @@
+//! Bytes between a tunnel's stream and a socket, or between two tunnels.
+//!
+//! From QUIC, chunks are taken as they arrived and handed on whole; from a socket, bytes are read
+//! into large blocks that are shared with QUIC, not copied. A buffer is held only while there are
+//! bytes in it, so that an idle stream costs its state and nothing more.
+//!
+//! How a direction ends is carried over. An end of file becomes FIN and FIN an end of file, and
+//! the other direction goes on. A failure of either side fails both directions on the other: a TCP
+//! connection cannot break in one direction alone.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use mesh_proto::close::ResetCode;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::net::Socket;
+use crate::quic::{StreamError, TunnelRecv, TunnelSend, TunnelStream};
+
+/// Size of the blocks that sockets are read into, in bytes.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// The least room of a block that is worth a read, in bytes.
+const READ_BYTES_MIN: usize = 64 << 10;
+
+/// Reads up to this many bytes are copied out of the block: a slice of it would keep the whole
+/// block alive for as long as the other side does not acknowledge it.
+const COPY_BYTES_MAX: usize = 8 << 10;
+
+/// Chunks taken from QUIC, and handed to a socket in one vectored write.
+const CHUNKS: usize = 32;
+
+/// Why forwarding ended before both directions had ended in order.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The socket failed.
+    #[error("the socket failed: {0}")]
+    Socket(io::Error),
+    /// The tunnel's stream failed.
+    #[error("the tunnel stream failed: {0}")]
+    Stream(#[from] StreamError),
+}
+
+impl ForwardError {
+    /// What the side that did not fail is told.
+    fn reset_code(&self) -> ResetCode {
+        match self {
+            Self::Socket(_) => ResetCode::SocketFailed,
+            Self::Stream(StreamError::Reset(code)) => u32::try_from(code.into_inner())
+                .ok()
+                .and_then(ResetCode::from_code)
+                .unwrap_or(ResetCode::Cancelled),
+            Self::Stream(StreamError::Stalled) => ResetCode::StalledTooLong,
+            Self::Stream(StreamError::ConnectionLost(_) | StreamError::Closed) => {
+                ResetCode::Cancelled
+            }
+        }
+    }
+}
+
+/// Forwards between `socket` and `tunnel` until both directions have ended.
+///
+/// Dropping the future resets both, so that neither side takes what it got for the whole.
+///
+/// # Errors
+/// [`ForwardError`], after both were reset.
+pub async fn socket(
+    mut socket: Box<dyn Socket>,
+    tunnel: TunnelStream,
+) -> Result<(), ForwardError> {
+    // Until the end is known to be in order, closing the socket is a failure: so it is on every
+    // path out of here, cancellation and panics among them.
+    socket.set_reset_on_close(true);
+    stream(&mut socket, tunnel).await?;
+    socket.set_reset_on_close(false);
+    Ok(())
+}
+
+/// Forwards between any byte stream and `tunnel` until both directions have ended.
+///
+/// # Errors
+/// [`ForwardError`], after the tunnel was reset. The caller ends `io`.
+pub async fn stream<S>(io: &mut S, mut tunnel: TunnelStream) -> Result<(), ForwardError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut up = Up::default();
+    let mut down = Down::default();
+    let cut = tunnel.recv.cut();
+    let both = poll_fn(|cx| {
+        let up = up.poll(cx, io, &mut tunnel.send)?;
+        let down = down.poll(cx, io, &mut tunnel)?;
+        Poll::Ready(match (up, down) {
+            (Poll::Ready(()), Poll::Ready(())) => Ok(()),
+            (Poll::Pending, _) | (_, Poll::Pending) => return Poll::Pending,
+        })
+    });
+    let result = tokio::select! {
+        biased;
+        result = both => result,
+        () = cut => Err(ForwardError::Stream(StreamError::Stalled)),
+    };
+    if let Err(error) = &result {
+        let code = error.reset_code();
+        tunnel.send.reset(code);
+        tunnel.recv.stop(code);
+    }
+    result
+}
+
+/// Forwards between two tunnels, chunk by chunk, until both directions have ended.
+///
+/// # Errors
+/// [`ForwardError`], after both were reset.
+pub async fn tunnels(mut a: TunnelStream, mut b: TunnelStream) -> Result<(), ForwardError> {
+    let result = tokio::try_join!(
+        relay(&mut a.recv, &mut b.send),
+        relay(&mut b.recv, &mut a.send)
+    );
+    if let Err(error) = &result {
+        let code = error.reset_code();
+        for tunnel in [&mut a, &mut b] {
+            tunnel.send.reset(code);
+            tunnel.recv.stop(code);
+        }
+    }
+    result.map(|_| ())
+}
+
+async fn relay(from: &mut TunnelRecv, to: &mut TunnelSend) -> Result<(), ForwardError> {
+    let mut chunks = [const { Bytes::new() }; CHUNKS];
+    let cut = from.cut();
+    let copy = async {
+        while let Some(filled) = from.read_chunks(&mut chunks).await? {
+            to.write_all_chunks(&mut chunks[..filled]).await?;
+        }
+        to.finish();
+        Ok(())
+    };
+    tokio::select! {
+        biased;
+        result = copy => result,
+        () = cut => Err(StreamError::Stalled.into()),
+    }
+}
+
+/// From the socket to the tunnel.
+#[derive(Debug, Default)]
+struct Up {
+    chunk: Bytes,
+    end: End,
+}
+
+/// How far a direction has come.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// More may come.
+    #[default]
+    Open,
+    /// The source has ended; what it gave is on its way.
+    Ending,
+    /// All is delivered, the end too.
+    Done,
+}
+
+impl Up {
+    fn poll<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+        send: &mut TunnelSend,
+    ) -> Result<Poll<()>, ForwardError> {
+        loop {
+            while !self.chunk.is_empty() {
+                match send.poll_write_chunk(cx, &mut self.chunk) {
+                    Poll::Ready(result) => result?,
+                    Poll::Pending => return Ok(Poll::Pending),
+                }
+            }
+            match self.end {
+                End::Done => return Ok(Poll::Ready(())),
+                End::Ending => {
+                    send.finish();
+                    self.end = End::Done;
+                }
+                End::Open => match poll_read_block(cx, io) {
+                    Poll::Pending => return Ok(Poll::Pending),
+                    Poll::Ready(Err(error)) => return Err(ForwardError::Socket(error)),
+                    Poll::Ready(Ok(chunk)) if chunk.is_empty() => self.end = End::Ending,
+                    Poll::Ready(Ok(chunk)) => self.chunk = chunk,
+                },
+            }
+        }
+    }
+}
+
+/// From the tunnel to the socket.
+#[derive(Default)]
+struct Down {
+    chunks: [Bytes; CHUNKS],
+    /// The chunks from here to `filled` wait for the socket.
+    next: usize,
+    filled: usize,
+    unflushed: bool,
+    end: End,
+    /// Once this direction is over, nothing but this tells that the other side has gone away
+    /// while the socket is silent.
+    stopped: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Down {
+    fn poll<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+        tunnel: &mut TunnelStream,
+    ) -> Result<Poll<()>, ForwardError> {
+        loop {
+            match self.poll_write(cx, io) {
+                Poll::Ready(result) => result.map_err(ForwardError::Socket)?,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+            match self.end {
+                End::Done => {
+                    if tunnel.send.is_finished() {
+                        return Ok(Poll::Ready(()));
+                    }
+                    let stopped = self
+                        .stopped
+                        .get_or_insert_with(|| Box::pin(tunnel.send.stopped()));
+                    return match stopped.as_mut().poll(cx) {
+                        Poll::Ready(()) => Err(StreamError::Closed.into()),
+                        Poll::Pending => Ok(Poll::Ready(())),
+                    };
+                }
+                End::Ending => match Pin::new(&mut *io).poll_shutdown(cx) {
+                    Poll::Ready(result) => {
+                        result.map_err(ForwardError::Socket)?;
+                        self.end = End::Done;
+                    }
+                    Poll::Pending => return Ok(Poll::Pending),
+                },
+                End::Open => match tunnel.recv.poll_read_chunks(cx, &mut self.chunks) {
+                    Poll::Ready(Ok(Some(filled))) => (self.next, self.filled) = (0, filled),
+                    Poll::Ready(Ok(None)) => self.end = End::Ending,
+                    Poll::Ready(Err(error)) => return Err(error.into()),
+                    Poll::Pending => {
+                        // A socket with a buffer of its own (TLS) may hold the end of a message.
+                        if self.unflushed {
+                            match Pin::new(&mut *io).poll_flush(cx) {
+                                Poll::Ready(result) => {
+                                    result.map_err(ForwardError::Socket)?;
+                                    self.unflushed = false;
+                                }
+                                Poll::Pending => {}
+                            }
+                        }
+                        return Ok(Poll::Pending);
+                    }
+                },
+            }
+        }
+    }
+
+    fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+    ) -> Poll<io::Result<()>> {
+        while self.next < self.filled {
+            let mut slices = [IoSlice::new(&[]); CHUNKS];
+            let waiting = &self.chunks[self.next..self.filled];
+            for (slice, chunk) in slices.iter_mut().zip(waiting) {
+                *slice = IoSlice::new(chunk);
+            }
+            let slices = &slices[..waiting.len()];
+            let mut written = ready!(Pin::new(&mut *io).poll_write_vectored(cx, slices))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unflushed = true;
+            while written > 0 {
+                let chunk = &mut self.chunks[self.next];
+                let taken = written.min(chunk.len());
+                chunk.advance(taken);
+                written -= taken;
+                if chunk.is_empty() {
+                    // Frees quinn's packet buffer now, not when the slot is filled anew.
+                    *chunk = Bytes::new();
+                    self.next += 1;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+thread_local! {
+    /// The block that the next read of this thread goes into. One per thread serves all streams,
+    /// since a poll that finds nothing to read leaves it as it was.
+    static BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// Reads what there is; empty at the end of the stream.
+fn poll_read_block<S: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
+    io: &mut S,
+) -> Poll<io::Result<Bytes>> {
+    BLOCK.with_borrow_mut(|block| {
+        if block.capacity() < READ_BYTES_MIN {
+            // Takes the former block anew when nothing of it is in use any more.
+            block.reserve(BLOCK_BYTES);
+        }
+        let read = ready!(tokio_util::io::poll_read_buf(Pin::new(io), cx, block))?;
+        Poll::Ready(Ok(if read <= COPY_BYTES_MAX {
+            let copy = Bytes::copy_from_slice(block);
+            block.clear();
+            copy
+        } else {
+            block.split().freeze()
+        }))
+    })
+}

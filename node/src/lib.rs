@@ -1,0 +1,37 @@
+//! A mesh of reverse tunnels over QUIC.
+//!
+//! An **agent** runs next to services that nobody can reach and dials out to **proxies**; a
+//! **user** reaches those services through a proxy. This crate is both, as a library and as the
+//! binary `node`. An application embeds a proxy with [`Proxy::start`] and reaches an agent's
+//! targets with [`Proxy::dialer`]; `docs/LIBRARY.md` shows it whole.
+//!
+//! Where things are:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`app`] | the composition root: `build(config) -> Bound`, ordered shutdown |
+//! | [`config`] | files, environment and flags into validated structs |
+//! | [`net`] | sockets and names, behind a trait, so that tests bring their own |
+//! | [`quic`] | endpoints, transport limits, streams with the mesh's endings |
+//! | [`forward`] | bytes between a tunnel stream and a socket |
+//! | [`proxy`] | sessions of agents, the router, ingress |
+//! | [`agent`] | the pool of connections, sessions, dials of targets |
+//! | [`admin`] | health and metrics listeners |
+//! | [`cli`] | the verbs of the binary |
+
+pub mod admin;
+pub mod agent;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod forward;
+pub mod hooks;
+pub mod metrics;
+pub mod net;
+pub mod proxy;
+pub mod quic;
+mod tasks;
+mod web;
+
+pub use agent::Agent;
+pub use proxy::Proxy;

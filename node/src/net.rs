@@ -1,0 +1,306 @@
+//! Sockets and names, behind one trait.
+//!
+//! Everything that leaves the process goes through a [`Network`]: the roles are handed one and
+//! know no other way out. [`SystemNetwork`] is the operating system's; a simulator brings its
+//! own, so that a whole fleet runs in virtual time.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use quinn::Runtime as _;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A boxed future, as the methods of object-safe traits return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Size asked for UDP socket buffers, in bytes. The kernel grants at most `net.core.rmem_max`
+/// and `wmem_max`; what it granted is read back and shown.
+const UDP_BUFFER_BYTES: usize = 4 << 20;
+
+/// Idle time before the kernel probes a TCP peer, so that one that vanished is noticed.
+const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Interval between those probes.
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Length of the queue of connections that were not accepted yet.
+const TCP_BACKLOG: i32 = 1024;
+
+/// A byte stream to a user or to a target.
+pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {
+    /// Chooses how the socket closes: with a reset, so that the other side sees a failure and
+    /// never a short stream that looks whole, or in order, as it does at first.
+    fn set_reset_on_close(&self, reset: bool);
+
+    /// The other side, where it has a network address.
+    fn peer_addr(&self) -> Option<SocketAddr>;
+
+    /// Moves the socket to the runtime of the caller.
+    ///
+    /// # Errors
+    /// When the operating system refuses; the socket is then closed.
+    fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>>;
+}
+
+/// A listener for [`Socket`]s.
+pub trait Listener: Send + Sync + fmt::Debug {
+    /// The next connection.
+    fn accept(&self) -> BoxFuture<'_, io::Result<Box<dyn Socket>>>;
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// When the operating system does not tell.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// A bound UDP socket.
+#[derive(Debug)]
+pub struct UdpBinding {
+    /// The socket, as quinn wants it.
+    pub socket: Arc<dyn quinn::AsyncUdpSocket>,
+    /// What the kernel granted for its receive buffer, in bytes.
+    pub receive_buffer_bytes: usize,
+}
+
+/// The way out of the process.
+pub trait Network: Send + Sync + fmt::Debug + 'static {
+    /// Binds a UDP socket on the runtime of the caller. With `shared`, several sockets may be
+    /// bound to one address and the kernel spreads the senders over them.
+    ///
+    /// # Errors
+    /// When the address is in use, or not ours.
+    fn bind_udp(&self, address: SocketAddr, shared: bool) -> io::Result<UdpBinding>;
+
+    /// The runtime that quinn's timers and tasks use.
+    fn quic_runtime(&self) -> Arc<dyn quinn::Runtime>;
+
+    /// Listens on a TCP address.
+    ///
+    /// # Errors
+    /// When the address is in use, or not ours.
+    fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>>;
+
+    /// Connects to a TCP address. The caller bounds the wait.
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Socket>>>;
+
+    /// Connects to a Unix socket. The caller bounds the wait.
+    fn connect_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Box<dyn Socket>>>;
+
+    /// All addresses of a host name, in the resolver's order; never an empty list. The caller
+    /// bounds the wait.
+    fn resolve<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
+}
+
+/// The operating system's sockets and resolver, on tokio.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemNetwork;
+
+impl Network for SystemNetwork {
+    fn bind_udp(&self, address: SocketAddr, shared: bool) -> io::Result<UdpBinding> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::DGRAM,
+            Some(socket2::Protocol::UDP),
+        )?;
+        if address.is_ipv6() {
+            // `[::]` serves IPv4 too, whatever the system's default is.
+            socket.set_only_v6(false)?;
+        }
+        if shared {
+            socket.set_reuse_port(true)?;
+        }
+        // Best effort: the kernel caps silently, and what was granted is read back below.
+        let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
+        let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
+        socket.bind(&address.into())?;
+        let receive_buffer_bytes = socket.recv_buffer_size()?;
+        let socket = quinn::TokioRuntime.wrap_udp_socket(socket.into())?;
+        Ok(UdpBinding { socket, receive_buffer_bytes })
+    }
+
+    fn quic_runtime(&self) -> Arc<dyn quinn::Runtime> {
+        Arc::new(quinn::TokioRuntime)
+    }
+
+    fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )?;
+        // A restarted proxy must not wait for old connections in TIME-WAIT.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(TCP_BACKLOG)?;
+        let listener = tokio::net::TcpListener::from_std(socket.into())?;
+        Ok(Box::new(SystemListener(listener)))
+    }
+
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
+        Box::pin(async move {
+            let stream = tokio::net::TcpStream::connect(address).await?;
+            Ok(Box::new(SystemSocket::tcp(stream)) as Box<dyn Socket>)
+        })
+    }
+
+    fn connect_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Box<dyn Socket>>> {
+        Box::pin(async move {
+            let stream = tokio::net::UnixStream::connect(path).await?;
+            Ok(Box::new(SystemSocket::Unix(stream)) as Box<dyn Socket>)
+        })
+    }
+
+    fn resolve<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move {
+            let mut addresses: Vec<SocketAddr> = Vec::new();
+            for mut address in tokio::net::lookup_host((host, port)).await? {
+                address.set_ip(address.ip().to_canonical());
+                // The resolver lists an address once per socket type on some systems.
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            if addresses.is_empty() {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("the name {host} has no address"),
+                ));
+            }
+            Ok(addresses)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct SystemListener(tokio::net::TcpListener);
+
+impl Listener for SystemListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
+        Box::pin(async move {
+            let (stream, _) = self.0.accept().await?;
+            Ok(Box::new(SystemSocket::tcp(stream)) as Box<dyn Socket>)
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+#[derive(Debug)]
+enum SystemSocket {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl SystemSocket {
+    fn tcp(stream: tokio::net::TcpStream) -> Self {
+        // Best effort: a socket that refuses an option still carries bytes.
+        let _ = stream.set_nodelay(true);
+        let keepalive =
+            TcpKeepalive::new().with_time(TCP_KEEPALIVE_IDLE).with_interval(TCP_KEEPALIVE_INTERVAL);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        Self::Tcp(stream)
+    }
+}
+
+impl Socket for SystemSocket {
+    fn set_reset_on_close(&self, reset: bool) {
+        match self {
+            // A zero linger time makes close(2) send RST (RFC 9293, section 3.10.5, ABORT).
+            Self::Tcp(stream) => {
+                let _ = SockRef::from(stream).set_linger(reset.then_some(Duration::ZERO));
+            }
+            // A Unix socket has no reset; the reader sees the end.
+            Self::Unix(_) => {}
+        }
+    }
+
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>> {
+        let moved = match *self {
+            Self::Tcp(stream) => Self::Tcp(tokio::net::TcpStream::from_std(stream.into_std()?)?),
+            Self::Unix(stream) => Self::Unix(tokio::net::UnixStream::from_std(stream.into_std()?)?),
+        };
+        Ok(Box::new(moved))
+    }
+}
+
+impl AsyncRead for SystemSocket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for SystemSocket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The conversation with one agent, from its first stream to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::close::CloseCode;
+use mesh_proto::name::NodeName;
+use mesh_proto::refusal::Reason;
+use mesh_proto::wire::{
+    AgentFrame, AgentHello, Answer, Draining, Open, Opened, ProxyFrame, ProxyHello, Refused,
+    Released, WireError,
+};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use tokio::runtime::Handle;
+
+use super::session::{Ending, NewSession, Registration};
+use super::{Phase, Shared};
+use crate::hooks::Connected;
+use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::transport;
+
+/// Streams that an agent may have open to its proxy: the control stream, and some of later versions.
+const AGENT_STREAMS_MAX: u32 = transport::STREAMS_BEFORE_HELLO;
+
+/// A conversation that never became a session.
+#[derive(Debug, thiserror::Error)]
+enum HelloError {
+    #[error("its hello took longer than quic.handshake_timeout ({0:?})")]
+    Timeout(Duration),
+    #[error("its first stream is not a control stream")]
+    NotControl,
+    #[error("its first message is not a hello")]
+    NotHello,
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Write(#[from] quinn::WriteError),
+    #[error(transparent)]
+    Encode(#[from] WireError),
+}
+
+struct Control {
+    send: SendStream,
+    recv: RecvStream,
+    reader: FrameReader,
+}
+
+/// Serves an agent's connection until it ends.
+pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: NodeName) {
+    let timeout = shared.config.common.quic.handshake_timeout;
+    let greeted = tokio::time::timeout(timeout, greet(&shared, &connection, agent.clone()))
+        .await
+        .unwrap_or(Err(HelloError::Timeout(timeout)));
+    let (control, mut registration) = match greeted {
+        Ok(greeted) => greeted,
+        Err(error) => {
+            let code = match &error {
+                HelloError::Timeout(_) => CloseCode::HandshakeTimeout,
+                HelloError::NotControl
+                | HelloError::NotHello
+                | HelloError::Connection(_)
+                | HelloError::Frame(_)
+                | HelloError::Write(_)
+                | HelloError::Encode(_) => CloseCode::ProtocolError,
+            };
+            tracing::warn!(
+                %agent, remote = %connection.remote_address(), %error,
+                "an agent connected but did not become a session"
+            );
+            connection.close(code.code().into(), error.to_string().as_bytes());
+            return;
+        }
+    };
+    let session = registration.session.clone();
+    tracing::info!(%agent, session = session.id, remote = %session.remote, version = session.version, "agent connected");
+    shared.hooks.connected(&Connected {
+        agent: agent.clone(),
+        proxy: shared.config.common.name.clone(),
+        remote: session.remote,
+    });
+
+    registration.ending = converse(&shared, &connection, control, &registration).await;
+    let ending = registration.ending;
+    if ending == Ending::ProtocolError {
+        connection.close(CloseCode::ProtocolError.code().into(), b"protocol error on the control stream");
+    }
+    drop(registration);
+    shared.session_ended(&agent);
+    match ending {
+        Ending::Left | Ending::Drained => {
+            tracing::info!(%agent, session = session.id, reason = ending.as_str(), "agent disconnected");
+        }
+        Ending::IdleTimeout
+        | Ending::ClosedByAgent
+        | Ending::Reset
+        | Ending::ProtocolError
+        | Ending::TransportError => {
+            let why = connection.close_reason().map(|reason| reason.to_string());
+            tracing::warn!(
+                %agent, session = session.id, reason = ending.as_str(), why,
+                "agent lost; it will come back by itself unless its host or network is down"
+            );
+        }
+    }
+}
+
+/// Hello both ways. The agent is registered before it is answered, so that a dial works as soon
+/// as the agent knows that it is connected.
+async fn greet(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    agent: NodeName,
+) -> Result<(Control, Registration), HelloError> {
+    let (send, recv) = connection.accept_bi().await?;
+    let mut control = Control { send, recv, reader: FrameReader::default() };
+    match control.reader.next::<Open>(&mut control.recv).await? {
+        Open::Control(_) => {}
+        Open::Dial(_) => return Err(HelloError::NotControl),
+    }
+    let AgentFrame::Hello(AgentHello { instance, version, services, .. }) =
+        control.reader.next::<AgentFrame>(&mut control.recv).await?
+    else {
+        return Err(HelloError::NotHello);
+    };
+    let registration = shared.sessions.register(NewSession {
+        agent,
+        instance,
+        version,
+        services,
+        connection: connection.clone(),
+        runtime: Handle::current(),
+    });
+    let config = &shared.config;
+    let mut answer = frames::encode(&Answer::Opened(Opened::default()))?;
+    answer.extend(frames::encode(&ProxyFrame::Hello(ProxyHello {
+        name: config.common.name.clone(),
+        cluster: config.common.cluster.clone(),
+        epoch: shared.epoch,
+        group: config.group.clone(),
+        generation: config.generation,
+        agent_connection_count: config.agent_connection_count,
+        version: env!("CARGO_PKG_VERSION").into(),
+        ext: Vec::new(),
+    }))?);
+    control.send.write_all(&answer).await?;
+    transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
+    Ok((control, registration))
+}
+
+async fn converse(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    mut control: Control,
+    registration: &Registration,
+) -> Ending {
+    let session = &registration.session;
+    let mut phase = shared.phase.subscribe();
+    let mut drain_told = false;
+    loop {
+        if !drain_told && matches!(*phase.borrow_and_update(), Phase::Draining) {
+            drain_told = true;
+            let deadline_ms =
+                u64::try_from(shared.config.common.drain_deadline.as_millis()).unwrap_or(u64::MAX);
+            let notice = ProxyFrame::Draining(Draining { deadline_ms, ext: Vec::new() });
+            if send(&mut control.send, &notice).await.is_err() {
+                return ending_of(connection).await;
+            }
+        }
+        tokio::select! {
+            biased;
+            frame = control.reader.next::<AgentFrame>(&mut control.recv) => match frame {
+                Ok(AgentFrame::Services(services)) => session.set_services(services.services),
+                Ok(AgentFrame::Leaving(leaving)) => {
+                    session.set_leaving();
+                    shared.session_ended(&session.agent);
+                    tracing::info!(agent = %session.agent, session = session.id, deadline_ms = leaving.deadline_ms, "agent leaves");
+                    if send(&mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
+                        return ending_of(connection).await;
+                    }
+                }
+                Ok(AgentFrame::Hello(_)) => {
+                    tracing::warn!(agent = %session.agent, session = session.id, "the agent said hello twice");
+                    return Ending::ProtocolError;
+                }
+                Err(FrameError::Read(_)) => return ending_of(connection).await,
+                Err(error @ (FrameError::Wire(_) | FrameError::Ended | FrameError::Truncated)) => {
+                    // A closing connection ends its streams first.
+                    if connection.close_reason().is_some() {
+                        return ending_of(connection).await;
+                    }
+                    tracing::warn!(agent = %session.agent, session = session.id, %error, "the agent broke the protocol on its control stream");
+                    return Ending::ProtocolError;
+                }
+            },
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => refuse_stream(send, recv).await,
+                Err(error) => return Ending::of(&error),
+            },
+            changed = phase.changed(), if !drain_told => {
+                if changed.is_err() {
+                    return ending_of(connection).await;
+                }
+            }
+        }
+    }
+}
+
+async fn ending_of(connection: &Connection) -> Ending {
+    Ending::of(&connection.closed().await)
+}
+
+async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {
+    stream.write_all(&frames::encode(frame)?).await?;
+    Ok(())
+}
+
+/// An agent has nothing to ask of its proxy but its control stream.
+async fn refuse_stream(mut send: SendStream, mut recv: RecvStream) {
+    let refused = Refused::new(
+        Reason::Unsupported,
+        "this proxy takes no streams from agents beside the control stream; it may be older than the agent",
+    );
+    if let Ok(bytes) = frames::encode(&Answer::Refused(refused)) {
+        // The first stream credit covers it, so that this waits for nothing.
+        let _ = send.write_all(&bytes).await;
+        let _ = send.finish();
+    }
+    let _ = recv.stop(mesh_proto::close::ResetCode::Refused.code().into());
+}

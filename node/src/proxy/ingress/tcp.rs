@@ -1,0 +1,77 @@
+//! A port bound to one agent's target.
+
+use std::sync::Arc;
+
+use mesh_proto::name::AgentRef;
+use mesh_proto::principal::Principal;
+use mesh_proto::target::Target;
+
+use super::{Ingress, ServeConnection};
+use crate::forward;
+use crate::net::Socket;
+use crate::proxy::Shared;
+use crate::proxy::router::{self, DialRequest, EarlyBytes};
+
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    ingress: Ingress,
+    agent: AgentRef,
+    target: Target,
+}
+
+impl Server {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        ingress: Ingress,
+        agent: AgentRef,
+        target: Target,
+    ) -> Self {
+        Self { shared, ingress, agent, target }
+    }
+}
+
+impl ServeConnection for Server {
+    async fn serve(self: Arc<Self>, mut socket: Box<dyn Socket>) {
+        let peer = socket.peer_addr();
+        // Whatever goes wrong until the tunnel stands, the user sees a reset and not an empty
+        // reply that looks whole.
+        socket.set_reset_on_close(true);
+        let mut principal = Principal::Ingress(self.ingress.address.to_string());
+        if let Some(tls) = &self.ingress.tls {
+            match tls.accept(socket).await {
+                Ok((tls_socket, identity)) => {
+                    socket = tls_socket;
+                    if let Some(user) = identity {
+                        principal = user;
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(listen = %self.ingress.address, peer = ?peer, %error, "TLS with a user failed");
+                    return;
+                }
+            }
+        }
+        let request = DialRequest {
+            agent: self.agent.clone(),
+            target: self.target.clone(),
+            principal,
+            deadline: self.shared.config.dial_deadline,
+            trace: None,
+        };
+        let early = EarlyBytes::of(&mut *socket);
+        let dialled = router::dial(&self.shared, &request, Some(early)).await;
+        self.shared.metrics.tcp_connection(dialled.as_ref().map(drop).map_err(|error| error.reason));
+        match dialled {
+            Ok(tunnel) => {
+                if let Err(error) = forward::socket(socket, tunnel).await {
+                    tracing::debug!(listen = %self.ingress.address, peer = ?peer, %error, "a connection broke");
+                }
+            }
+            Err(error) => {
+                tracing::info!(listen = %self.ingress.address, peer = ?peer, %error, "refused a connection");
+            }
+        }
+    }
+
+    async fn background(self: Arc<Self>) {}
+}

@@ -1,0 +1,415 @@
+//! The proxy: agents connect to it, users arrive at it, and it brings them together.
+
+mod accept;
+mod control;
+pub mod ingress;
+pub mod metrics;
+pub mod router;
+pub mod session;
+mod users;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::close::CloseCode;
+use mesh_proto::name::{AgentRef, InvalidName, NodeName};
+use mesh_proto::principal::Principal;
+use mesh_proto::target::Target;
+use mesh_proto::wire::{ALPN_AGENT, ALPN_USER};
+use prometheus::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::accept::Admission;
+use self::metrics::ProxyMetrics;
+use self::router::{DialError, DialRequest};
+use self::session::{Session, Sessions};
+use crate::config::ProxyConfig;
+use crate::hooks::Hooks;
+use crate::metrics::{MetricsError, NodeMetrics};
+use crate::net::{Network, SystemNetwork};
+use crate::quic::endpoint::{self, EndpointError};
+use crate::quic::keys::{self, EndpointKeys, EndpointState, StateError};
+use crate::quic::stall::StallBudget;
+use crate::quic::TunnelStream;
+use crate::tasks::Tasks;
+
+/// How long closing connections may tell the other side before the sockets go.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// How far the proxy is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// It serves.
+    Serving,
+    /// It serves, but `/readyz` fails, so that balancers look elsewhere.
+    Notice,
+    /// New work is refused; what runs may end.
+    Draining,
+}
+
+/// What all parts of a proxy share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: ProxyConfig,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) hooks: Hooks,
+    pub(crate) epoch: u64,
+    pub(crate) node_metrics: NodeMetrics,
+    pub(crate) metrics: ProxyMetrics,
+    pub(crate) budget: Arc<StallBudget>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Whose pooled streams are to be closed, since a session of that agent ended.
+    ended_sessions: tokio::sync::broadcast::Sender<NodeName>,
+    admission: Admission,
+    /// Cancelled at the drain deadline: what still runs is cut.
+    pub(crate) cut: CancellationToken,
+}
+
+impl Shared {
+    /// Tells the holders of idle streams that a session of `agent` takes no more work.
+    fn session_ended(&self, agent: &NodeName) {
+        // Nobody listens when there is no ingress that pools.
+        let _ = self.ended_sessions.send(agent.clone());
+    }
+
+    /// The agents whose sessions end, from now on.
+    pub(crate) fn ended_sessions(&self) -> tokio::sync::broadcast::Receiver<NodeName> {
+        self.ended_sessions.subscribe()
+    }
+}
+
+/// A proxy could not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The QUIC endpoint.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An ingress.
+    #[error(transparent)]
+    Ingress(#[from] ingress::IngressError),
+    /// The metrics.
+    #[error("cannot register metrics: {0}; does the registry hold another node's?")]
+    Metrics(#[from] MetricsError),
+}
+
+/// What a proxy is made with, beside its config; the defaults are a real node's.
+#[derive(Debug)]
+pub struct ProxyParts {
+    /// The way out of the process.
+    pub network: Arc<dyn Network>,
+    /// Where the metrics are registered.
+    pub registry: Registry,
+    /// The application's say.
+    pub hooks: Hooks,
+    /// One runtime per shard; the first one also serves the ingress listeners.
+    pub shards: Vec<Handle>,
+}
+
+impl ProxyParts {
+    /// The system's network, no hooks, and one shard on the runtime of the caller.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            network: Arc::new(SystemNetwork),
+            registry: Registry::new(),
+            hooks: Hooks::default(),
+            shards: vec![Handle::current()],
+        }
+    }
+}
+
+impl Default for ProxyParts {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A running proxy. Dropping it cuts everything at once; [`Proxy::shutdown`] leaves in order.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    quic_addr: SocketAddr,
+    ingress_addrs: Vec<SocketAddr>,
+    endpoints: Vec<quinn::Endpoint>,
+    connections: Tasks,
+    listeners: Tasks,
+    background: Tasks,
+}
+
+/// What a drain had to leave behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Streams that were still open at the deadline and were cut.
+    pub streams_cut: u64,
+}
+
+impl Proxy {
+    /// Starts a proxy on the runtime of the caller. All its listeners are bound when it returns.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: ProxyConfig) -> Result<Self, StartError> {
+        Self::start_with(config, ProxyParts::new()).await
+    }
+
+    /// Starts a proxy with its own network, registry, hooks and runtimes.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_with(config: ProxyConfig, parts: ProxyParts) -> Result<Self, StartError> {
+        let state = match &config.state_dir {
+            Some(dir) => keys::load(dir, &mut rand::rng())?,
+            // Without a state directory nothing tells this start from another but the time.
+            None => EndpointState {
+                epoch: unix_seconds(),
+                keys: EndpointKeys::random(&mut rand::rng()),
+            },
+        };
+        let node_metrics = NodeMetrics::new(&parts.registry)?;
+        node_metrics
+            .cert_expiry
+            .with_label_values(&["node"])
+            .set(config.common.credentials.not_after());
+        let metrics = ProxyMetrics::new(&parts.registry)?;
+        let quic = &config.common.quic;
+        let shared = Arc::new(Shared {
+            epoch: state.epoch,
+            network: parts.network,
+            hooks: parts.hooks,
+            budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
+            sessions: Sessions::new(metrics.clone()),
+            node_metrics,
+            metrics,
+            phase: watch::Sender::new(Phase::Serving),
+            ended_sessions: tokio::sync::broadcast::Sender::new(256),
+            admission: Admission::new(quic.handshakes_per_second, quic.connections_max),
+            cut: CancellationToken::new(),
+            config,
+        });
+
+        let mut endpoints = Vec::new();
+        let mut address = shared.config.common.quic.listen;
+        let several = parts.shards.len() > 1;
+        for shard in &parts.shards {
+            let (shared, keys) = (shared.clone(), state.keys.clone());
+            // On the shard's own runtime: the endpoint's socket and driver stay where they are made.
+            let bound = {
+                let _entered = shard.enter();
+                endpoint::listen(
+                    &*shared.network,
+                    &shared.config.common.credentials,
+                    &shared.config.common.quic,
+                    &keys,
+                    address,
+                    &[ALPN_AGENT, ALPN_USER],
+                    several,
+                )?
+            };
+            shared
+                .node_metrics
+                .udp_rcvbuf_bytes
+                .set(i64::try_from(bound.receive_buffer_bytes).unwrap_or(i64::MAX));
+            // With port 0, the first shard chooses and the others follow.
+            address = bound
+                .endpoint
+                .local_addr()
+                .map_err(|error| EndpointError::Bind { address, error })?;
+            endpoints.push(bound.endpoint);
+        }
+        let mut listeners = Tasks::new("ingress");
+        let first = parts.shards.first().cloned().unwrap_or_else(Handle::current);
+        let ingress_addrs = ingress::start(&shared, &mut listeners, &first)?;
+
+        let mut connections = Tasks::new("quic listener");
+        for (shard, endpoint) in parts.shards.iter().zip(&endpoints) {
+            connections.spawn_on(accept::run(shared.clone(), endpoint.clone()), shard);
+        }
+        let mut background = Tasks::new("buffer budget");
+        background.spawn_on(shared.budget.clone().keep(), &first);
+        tracing::info!(
+            proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
+            group = %shared.config.group, generation = %shared.config.generation, epoch = shared.epoch,
+            quic = %address, "proxy started"
+        );
+        Ok(Self {
+            shared,
+            quic_addr: address,
+            ingress_addrs,
+            endpoints,
+            connections,
+            listeners,
+            background,
+        })
+    }
+
+    /// The proxy's name.
+    #[must_use]
+    pub fn name(&self) -> &NodeName {
+        &self.shared.config.common.name
+    }
+
+    /// The bound UDP address.
+    #[must_use]
+    pub fn quic_addr(&self) -> SocketAddr {
+        self.quic_addr
+    }
+
+    /// The bound addresses of the ingresses, in the order of the config.
+    #[must_use]
+    pub fn ingress_addrs(&self) -> &[SocketAddr] {
+        &self.ingress_addrs
+    }
+
+    /// The sessions of agents, by name and then oldest first.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.shared.sessions.all()
+    }
+
+    /// Whether the proxy accepts work: what `/readyz` tells.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
+    }
+
+    /// A dialler for the targets of `agent`, written as users write it.
+    ///
+    /// # Errors
+    /// When that is no name of an agent.
+    pub fn dialer(&self, agent: &str) -> Result<Dialer, InvalidName> {
+        Ok(Dialer {
+            shared: self.shared.clone(),
+            agent: agent.parse()?,
+            principal: Principal::Ingress("embedded".into()),
+            deadline: self.shared.config.dial_deadline,
+        })
+    }
+
+    /// Leaves in order: `/readyz` fails for `drain_notice`, then new work is refused and what
+    /// runs may end until `drain_deadline`, counted from the call; the rest is cut. All tasks are
+    /// joined when it returns.
+    pub async fn shutdown(mut self) -> DrainReport {
+        let config = &self.shared.config;
+        let until = Instant::now() + config.common.drain_deadline;
+        let notice = config.drain_notice.min(config.common.drain_deadline);
+        tracing::info!(?notice, deadline = ?config.common.drain_deadline, "draining");
+        self.shared.node_metrics.draining.set(1);
+        self.shared.phase.send_replace(Phase::Notice);
+        tokio::time::sleep(notice).await;
+
+        self.shared.phase.send_replace(Phase::Draining);
+        let listeners_done = tokio::time::timeout_at(until, async {
+            self.listeners.join_all().await;
+            self.shared.node_metrics.no_streams().await;
+        });
+        let streams_cut = match listeners_done.await {
+            Ok(()) => 0,
+            Err(_) => u64::try_from(self.shared.node_metrics.streams_open()).unwrap_or(0),
+        };
+        if streams_cut > 0 {
+            self.shared.metrics.cut_by_drain(streams_cut);
+            tracing::warn!(
+                streams_cut,
+                "the drain deadline has passed: streams that were still open are cut; raise proxy.drain_deadline if they should have longer"
+            );
+        }
+        self.shared.cut.cancel();
+        self.listeners.shutdown(CLOSE_GRACE).await;
+        for endpoint in &self.endpoints {
+            endpoint.close(CloseCode::Draining.code().into(), b"the proxy has left");
+        }
+        self.connections.shutdown(CLOSE_GRACE).await;
+        for endpoint in &self.endpoints {
+            let _ = tokio::time::timeout(CLOSE_GRACE, endpoint.wait_idle()).await;
+        }
+        self.background.shutdown(Duration::ZERO).await;
+        tracing::info!(streams_cut, "drained");
+        DrainReport { streams_cut }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.cut.cancel();
+        for endpoint in &self.endpoints {
+            endpoint.close(CloseCode::Done.code().into(), b"the proxy was dropped");
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the edge where wall time enters")]
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Dials the targets of one agent through a proxy in this process.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    shared: Arc<Shared>,
+    agent: AgentRef,
+    principal: Principal,
+    deadline: Duration,
+}
+
+/// An embedded dial failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DialerError {
+    /// The target is not written as one.
+    #[error(transparent)]
+    Target(#[from] mesh_proto::target::InvalidTarget),
+    /// The dial was refused.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+}
+
+impl Dialer {
+    /// Dials on behalf of `principal`, instead of the embedding application as such.
+    #[must_use]
+    pub fn on_behalf_of(mut self, principal: Principal) -> Self {
+        self.principal = principal;
+        self
+    }
+
+    /// Dials with this deadline instead of the proxy's `dial_deadline`.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Connects to `target`, written as in the config: `host:port`, `unix:/path`, `service:name`.
+    /// The stream is connected when this returns.
+    ///
+    /// # Errors
+    /// [`DialerError`], with the reason of the refusal.
+    pub async fn dial(&self, target: &str) -> Result<TunnelStream, DialerError> {
+        Ok(self.dial_target(target.parse()?).await?)
+    }
+
+    /// Connects to a target that was parsed before.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn dial_target(&self, target: Target) -> Result<TunnelStream, DialError> {
+        let request = DialRequest {
+            agent: self.agent.clone(),
+            target,
+            principal: self.principal.clone(),
+            deadline: self.deadline,
+            trace: None,
+        };
+        router::dial(&self.shared, &request, None).await
+    }
+}

@@ -1,0 +1,150 @@
+//! Endpoints: a UDP socket with quinn on it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use certs::Credentials;
+use mesh_proto::name::NodeName;
+use mesh_proto::wire::ALPN_AGENT;
+use quinn::EndpointConfig;
+use quinn_proto::HashedConnectionIdGenerator;
+
+use super::keys::EndpointKeys;
+use super::transport::transport;
+use crate::config::QuicConfig;
+use crate::net::Network;
+
+/// Half-open connections at one time; further ones are refused at once.
+const HALF_OPEN_MAX: usize = 4096;
+
+/// Bytes kept of one connection that was not accepted yet.
+const HALF_OPEN_BYTES_MAX: u64 = 64 << 10;
+
+/// Bytes kept of all connections that were not accepted yet.
+const HALF_OPEN_TOTAL_BYTES_MAX: u64 = 32 << 20;
+
+/// An endpoint could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The socket.
+    #[error("cannot listen for QUIC on udp {address}: {error}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The TLS configuration.
+    #[error("cannot use the node's certificate for TLS: {0}")]
+    Tls(#[from] certs::TlsError),
+    /// The TLS configuration has no cipher suite that QUIC needs for its first packets.
+    #[error("the TLS provider lacks TLS13_AES_128_GCM_SHA256, which QUIC needs (RFC 9001, section 5)")]
+    NoInitialCipherSuite,
+}
+
+/// A bound endpoint.
+#[derive(Debug)]
+pub struct BoundEndpoint {
+    /// quinn's endpoint.
+    pub endpoint: quinn::Endpoint,
+    /// What the kernel granted for the receive buffer, in bytes.
+    pub receive_buffer_bytes: usize,
+}
+
+/// Makes a proxy's endpoint on the runtime of the caller; `alpn` are the kinds of connections
+/// that it serves, and `shared` whether other shards listen on the same address.
+///
+/// # Errors
+/// [`EndpointError`].
+pub fn listen(
+    network: &dyn Network,
+    credentials: &Credentials,
+    config: &QuicConfig,
+    keys: &EndpointKeys,
+    address: SocketAddr,
+    alpn: &[&[u8]],
+    shared: bool,
+) -> Result<BoundEndpoint, EndpointError> {
+    let tls = certs::proxy_server_config(credentials, alpn, certs::system_time())?;
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
+        .map_err(|_| EndpointError::NoInitialCipherSuite)?;
+    let token_key = aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[])
+        .extract(&keys.token);
+    let mut server = quinn::ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
+    server
+        .transport_config(Arc::new(transport(config)))
+        .max_incoming(HALF_OPEN_MAX)
+        .incoming_buffer_size(HALF_OPEN_BYTES_MAX)
+        .incoming_buffer_size_total(HALF_OPEN_TOTAL_BYTES_MAX)
+        .migration(true);
+
+    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    let connection_id_key = keys.connection_id;
+    endpoint.cid_generator(move || {
+        Box::new(HashedConnectionIdGenerator::from_key(connection_id_key))
+    });
+    bind(network, config, endpoint, Some(server), address, shared)
+}
+
+/// Makes an endpoint for one outgoing connection, on the runtime of the caller. Each attempt has
+/// its own, so that a balancer that hashes addresses and ports can choose anew.
+///
+/// # Errors
+/// [`EndpointError`].
+pub fn dialling(
+    network: &dyn Network,
+    config: &QuicConfig,
+    keys: &EndpointKeys,
+    remote: SocketAddr,
+) -> Result<quinn::Endpoint, EndpointError> {
+    let address: SocketAddr = if remote.is_ipv6() {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
+    };
+    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
+    let endpoint = EndpointConfig::new(Arc::new(reset_key));
+    Ok(bind(network, config, endpoint, None, address, false)?.endpoint)
+}
+
+/// The client side of a connection from an agent; with `proxy`, only to the proxy of that name.
+///
+/// # Errors
+/// [`EndpointError`].
+pub fn agent_client_config(
+    credentials: &Credentials,
+    config: &QuicConfig,
+    proxy: Option<&NodeName>,
+) -> Result<quinn::ClientConfig, EndpointError> {
+    let tls = certs::client_config(credentials, ALPN_AGENT, proxy, certs::system_time())?;
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)
+        .map_err(|_| EndpointError::NoInitialCipherSuite)?;
+    let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+    client.transport_config(Arc::new(transport(config)));
+    Ok(client)
+}
+
+fn bind(
+    network: &dyn Network,
+    config: &QuicConfig,
+    mut endpoint: EndpointConfig,
+    server: Option<quinn::ServerConfig>,
+    address: SocketAddr,
+    shared: bool,
+) -> Result<BoundEndpoint, EndpointError> {
+    // MTU discovery finds nothing above what the receiving endpoint says it takes. The value is
+    // in range by the bounds of the config (1,200 to 6,500).
+    let _ = endpoint.max_udp_payload_size(config.mtu_max);
+    let bind_error = |error| EndpointError::Bind { address, error };
+    let binding = network.bind_udp(address, shared).map_err(bind_error)?;
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(
+        endpoint,
+        server,
+        binding.socket,
+        network.quic_runtime(),
+    )
+    .map_err(bind_error)?;
+    Ok(BoundEndpoint { endpoint, receive_buffer_bytes: binding.receive_buffer_bytes })
+}

@@ -1,0 +1,87 @@
+//! Who is on the other side of a connection, and whether that kind may speak that protocol.
+
+use certs::{Identity, Kind};
+use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER};
+use quinn::crypto::rustls::HandshakeData;
+use rustls_pki_types::CertificateDer;
+
+/// What a connection is for, by its ALPN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// `mesh-agent/1`.
+    Agent,
+    /// `mesh-peer/1`.
+    Peer,
+    /// `mesh-user/1`.
+    User,
+}
+
+/// A connection whose handshake was complete, and yet it cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The handshake ended without one of the mesh's protocols.
+    #[error("no protocol of the mesh was agreed on")]
+    NoPurpose,
+    /// No certificate was seen; the TLS configuration demands one, so this is a defect.
+    #[error("the connection carries no certificate")]
+    NoCertificate,
+    /// The certificate names nobody.
+    #[error(transparent)]
+    Certificate(#[from] certs::IdentityError),
+    /// A kind of identity that may not speak this protocol.
+    #[error("{identity} may not connect as {wanted}: it takes a certificate of kind {wanted}")]
+    WrongKind {
+        /// Who it is.
+        identity: Identity,
+        /// Who it should be.
+        wanted: Kind,
+    },
+}
+
+/// Reads the purpose of an established connection.
+///
+/// # Errors
+/// [`IdentityError::NoPurpose`].
+pub fn purpose(connection: &quinn::Connection) -> Result<Purpose, IdentityError> {
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol)
+        .ok_or(IdentityError::NoPurpose)?;
+    match protocol.as_slice() {
+        ALPN_AGENT => Ok(Purpose::Agent),
+        ALPN_PEER => Ok(Purpose::Peer),
+        ALPN_USER => Ok(Purpose::User),
+        _ => Err(IdentityError::NoPurpose),
+    }
+}
+
+/// The identity in the other side's certificate, whose chain the handshake has verified.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn identity(connection: &quinn::Connection) -> Result<Identity, IdentityError> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(IdentityError::NoCertificate)?;
+    let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
+    Ok(Identity::from_certificate(leaf)?)
+}
+
+/// The identity of a client, whose kind must fit the purpose of the connection.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn client(connection: &quinn::Connection, purpose: Purpose) -> Result<Identity, IdentityError> {
+    let identity = identity(connection)?;
+    let wanted = match purpose {
+        Purpose::Agent => Kind::Agent,
+        Purpose::Peer => Kind::Proxy,
+        Purpose::User => Kind::User,
+    };
+    if identity.kind != wanted {
+        return Err(IdentityError::WrongKind { identity, wanted });
+    }
+    Ok(identity)
+}

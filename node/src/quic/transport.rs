@@ -1,0 +1,77 @@
+//! Transport limits: what one connection may hold, and when it is given up.
+
+use std::sync::Arc;
+
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use crate::config::{Congestion, QuicConfig};
+
+/// Streams that a side accepts before it knows whom it talks to, and for good where the other
+/// side opens few. quinn allocates for each, so that 1,000 would cost 116 KiB per idle connection.
+pub const STREAMS_BEFORE_HELLO: u32 = 16;
+
+/// Stream windows that the connection window starts with; the rest comes with the hello.
+const WINDOWS_BEFORE_HELLO: u64 = 4;
+
+/// Stream windows of bytes that wait for an acknowledgement on one connection.
+const SEND_WINDOWS: u64 = 4;
+
+/// Limits for a new connection, either side.
+#[must_use]
+pub fn transport(config: &QuicConfig) -> TransportConfig {
+    let stream_window = u64::from(config.stream_window_bytes);
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(STREAMS_BEFORE_HELLO.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .stream_receive_window(config.stream_window_bytes.into())
+        .receive_window(var_int(stream_window * WINDOWS_BEFORE_HELLO))
+        .send_window(stream_window * SEND_WINDOWS)
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(config.keepalive))
+        .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout).ok())
+        .congestion_controller_factory(controller(config.congestion));
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(config.mtu_max);
+    transport.mtu_discovery_config(Some(discovery));
+    transport
+}
+
+fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match congestion {
+        Congestion::Cubic => Arc::new(CubicConfig::default()),
+        Congestion::Bbr => Arc::new(BbrConfig::default()),
+    }
+}
+
+/// Raises the limits of a connection once the other side is known: `streams` that it may open,
+/// and a window in which `stalled_streams_max` of them can stand still without blocking the rest.
+pub fn admit(connection: &quinn::Connection, config: &QuicConfig, streams: u32) {
+    connection.set_max_concurrent_bi_streams(streams.into());
+    connection.set_receive_window(var_int(connection_window_bytes(config)));
+}
+
+/// The connection's flow-control window in bytes: above what all stalled streams can hold.
+#[must_use]
+pub fn connection_window_bytes(config: &QuicConfig) -> u64 {
+    // One window more than the stalled streams can fill, so that a fresh stream always has room.
+    u64::from(config.stream_window_bytes) * (u64::from(config.stalled_streams_max) + 1)
+}
+
+fn var_int(value: u64) -> VarInt {
+    VarInt::from_u64(value).unwrap_or(VarInt::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_window_exceeds_what_stalled_streams_hold() {
+        let config = QuicConfig::default();
+        let stalled =
+            u64::from(config.stream_window_bytes) * u64::from(config.stalled_streams_max);
+        assert!(connection_window_bytes(&config) > stalled);
+    }
+}
