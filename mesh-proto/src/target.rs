@@ -146,7 +146,8 @@ impl TryFrom<String> for Target {
 /// of a-z, 0-9, '-' and '_' with no '-' at either end; at most 253 bytes.
 ///
 /// A name whose last label is a number is none: resolvers read `127.1`, `0x7f.1` and `2130706433`
-/// as IPv4 addresses, which would slip past a list of names.
+/// as IPv4 addresses, which would slip past a list of names. Nor are `unix` and `service` alone,
+/// which begin other kinds of target.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostName(Arc<str>);
 
@@ -218,6 +219,9 @@ macro_rules! text_type {
 
 text_type!(HostName, "a host name");
 text_type!(UnixPath, "an absolute path");
+
+/// As hosts these would be written as `service:80`, which reads as something else.
+const RESERVED_HOSTS: [&str; 2] = ["unix", "service"];
 
 const FORMS: &str = "write host:port, [v6]:port, unix:/path or service:name";
 const PORT_RULE: &str = "a port is a number from 1 to 65535";
@@ -343,7 +347,13 @@ pub(crate) fn parse_host_name(text: &str) -> Result<HostName, String> {
                 .to_owned(),
         );
     }
-    Ok(HostName(name.to_ascii_lowercase().into()))
+    let name = name.to_ascii_lowercase();
+    if RESERVED_HOSTS.contains(&name.as_str()) {
+        return Err(format!(
+            "a target that begins with {name}: is no host; write the host with its domain"
+        ));
+    }
+    Ok(HostName(name.into()))
 }
 
 fn host_label_fault(label: &str) -> Option<String> {

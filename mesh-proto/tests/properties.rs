@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn text_that_looks_right_does_no_harm(text in "[a-c0-9:/.*\\[\\]_%x-]{0,40}", prefix in select(&["", "unix:", "service:", "user:", "ingress:", "[::", "*."][..])) {
+    fn text_that_looks_right_does_no_harm(text in "[a-c0-9:/.*\\[\\]_%x-]{0,40}", prefix in select(&["", "unix:", "Unix:", "service:", "service.:", "user:", "ingress:", "[::", "*."][..])) {
         every_target(format!("{prefix}{text}").as_bytes());
     }
 

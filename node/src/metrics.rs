@@ -9,16 +9,25 @@ use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use prometheus::Registry;
 use prometheus::core::Collector;
 use prometheus::{
     Counter, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    TextEncoder,
 };
 use tokio::sync::Notify;
 
 /// Two series of one name, or a name that Prometheus does not take: a defect of this program,
 /// or two nodes in one registry.
 pub type MetricsError = prometheus::Error;
+
+/// All metrics of a registry in Prometheus' text format, version 0.0.4.
+///
+/// # Errors
+/// When a collector gives what the format cannot hold.
+pub fn encode(registry: &Registry) -> Result<String, MetricsError> {
+    TextEncoder::new().encode_to_string(&registry.gather())
+}
 
 /// Registers a collector and hands it back.
 pub(crate) fn registered<C: Collector + Clone + 'static>(

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The harness of the end-to-end tests.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`pki`] | a throwaway authority and its identities |
+//! | [`fleet`] | proxies and agents in this process, on free ports |
+//! | [`binary`] | the real binary, from config files |
+//! | [`services`] | targets for agents: echo, sources, sinks, scripts |
+//! | [`http`] | a plain HTTP/1.1 client and raw requests |
+//! | [`quic`] | a QUIC client that can misbehave |
+//! | [`probe`] | waiting for a condition, reading metrics, reading logs |
+
+pub mod binary;
+pub mod fleet;
+pub mod http;
+pub mod logs;
+pub mod pki;
+pub mod probe;
+pub mod quic;
+pub mod services;
+
+/// What tests return: any error fails the test with its chain.
+pub type Result<T = ()> = anyhow::Result<T>;

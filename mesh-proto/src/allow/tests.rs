@@ -70,6 +70,7 @@ fn what_breaks_the_rule_is_refused_with_the_remedy() {
             "a star stands for whole labels at the front",
         ),
         ("*.:80", "the host is missing"),
+        ("uniX:5", "write the host with its domain"),
         ("db:", "ports are *, one port, or a range"),
         ("db:0", "ports are *"),
         ("db:0-80", "ports are *"),

@@ -13,7 +13,7 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::{Registry, TextEncoder};
+use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -216,7 +216,7 @@ fn routes(registry: &Registry, readiness: &Readiness) -> Router {
 }
 
 fn metrics(registry: &Registry) -> Response {
-    match TextEncoder::new().encode_to_string(&registry.gather()) {
+    match crate::metrics::encode(registry) {
         Ok(text) => {
             let content_type = "text/plain; version=0.0.4; charset=utf-8";
             ([(header::CONTENT_TYPE, content_type)], text).into_response()

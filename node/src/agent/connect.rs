@@ -221,6 +221,7 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<Greeted, Stri
             hello.name, hello.cluster
         ));
     }
+    reader.converse();
     Ok((send, recv, reader, hello))
 }
 

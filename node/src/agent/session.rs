@@ -44,7 +44,8 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
     let mut leave_until: Option<Instant> = None;
     let mut released = false;
     loop {
-        if let Some(until) = *leaving.borrow_and_update()
+        let asked_to_leave = *leaving.borrow_and_update();
+        if let Some(until) = asked_to_leave
             && leave_until.is_none()
         {
             leave_until = Some(until);
@@ -166,7 +167,7 @@ async fn serve_stream(shared: Arc<Shared>, send: SendStream, mut recv: RecvStrea
                 return;
             }
             let recv = TunnelRecv::new(recv, meter, &shared.budget);
-            if let Err(error) = forward::socket(socket, TunnelStream { send, recv }).await {
+            if let Err(error) = forward::socket(socket, TunnelStream::of(send, recv)).await {
                 tracing::debug!(%error, "a stream broke");
             }
         }

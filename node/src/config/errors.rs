@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub(super) const ERRORS_MAX: usize = 100;
 
 /// Where a value was written.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// In a file.
     File {
@@ -25,6 +25,19 @@ pub enum Place {
     RoleFlag,
     /// Nowhere: it was not written.
     Nowhere,
+}
+
+impl Place {
+    /// What lists are sorted by: files by line, what a file lacks, environment, flags, the rest.
+    pub(super) fn order(&self) -> (u8, usize, &str) {
+        match self {
+            Self::File { path: _, line } => (0, line.unwrap_or(usize::MAX), ""),
+            Self::Env(name) => (1, 0, name),
+            Self::Set => (2, 0, ""),
+            Self::RoleFlag => (3, 0, ""),
+            Self::Nowhere => (4, 0, ""),
+        }
+    }
 }
 
 /// One error of a configuration. `Display` is one line: place, key, what is wrong, what to do.
@@ -50,7 +63,8 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// Everything that is wrong with a configuration; never empty. `Display` is one error a line, in
-/// the order in which they were written: file, environment, flags, then what was left out.
+/// the order in which they were written: file, environment, flags; what a file lacks comes after
+/// what it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
@@ -60,7 +74,7 @@ impl ConfigErrors {
         if errors.is_empty() {
             return None;
         }
-        errors.sort_by(|a, b| a.place.cmp(&b.place));
+        errors.sort_by(|a, b| a.place.order().cmp(&b.place.order()));
         errors.dedup();
         if errors.len() > ERRORS_MAX {
             let left_out = errors.len() - ERRORS_MAX;
@@ -243,9 +257,9 @@ mod tests {
         .unwrap();
         assert_eq!(
             errors.to_string(),
-            "proxy.toml: is wrong: correct it\n\
-             proxy.toml:2: tls.ca: is wrong: correct it\n\
+            "proxy.toml:2: tls.ca: is wrong: correct it\n\
              proxy.toml:12: quic.keepalive: is wrong: correct it\n\
+             proxy.toml: is wrong: correct it\n\
              MESH__ROLE: role: is wrong: correct it\n\
              --set quic.listen: is wrong: correct it\n\
              name: is wrong: correct it"

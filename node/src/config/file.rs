@@ -5,8 +5,9 @@
 
 use std::fmt;
 
-use serde::de::{self, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A newtype over `String` whose type errors say what should have been written.
 macro_rules! text {
@@ -138,17 +139,44 @@ impl<'de> Deserialize<'de> for Texts {
 }
 
 /// A table of a config file: all keys optional, unknown ones refused.
+///
+/// What `serde` derives would also take a list, by position; hence the readers of its own.
 macro_rules! table {
-    ($(#[$doc:meta])* $name:ident { $($(#[$attribute:meta])* $key:ident: $kind:ty,)* }) => {
+    ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields, default, expecting = "a table")]
+        #[serde(remote = "Self", deny_unknown_fields, default)]
         pub(super) struct $name {
             $(
-                $(#[$attribute])*
                 #[serde(skip_serializing_if = "Option::is_none")]
                 pub(super) $key: Option<$kind>,
             )*
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Reader;
+
+                impl<'de> Visitor<'de> for Reader {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a table")
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<$name, A::Error> {
+                        $name::deserialize(MapAccessDeserializer::new(map))
+                    }
+                }
+
+                deserializer.deserialize_map(Reader)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                Self::serialize(self, serializer)
+            }
         }
     };
 }

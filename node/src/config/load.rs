@@ -205,6 +205,7 @@ impl Origins {
                 && let Some((_, number)) = self
                     .by_key
                     .range(outer.to_owned()..)
+                    .take_while(|(inner, _)| inner.starts_with(outer))
                     .find(|(inner, _)| within(inner))
                 && let Some(spot) = self.spots.get(*number)
             {

@@ -15,6 +15,7 @@
 //! | [`model`] | the validated configuration, what the rest of the crate works with |
 //! | `file` | the shape of a file: known keys and the types of their values |
 //! | `tree` | TOML with the place of every value; finds all that does not fit the shape |
+//! | `misfit` | what does not fit, in words |
 //! | `load` | the layers and their merging |
 //! | `validate` | shape into model, and the rules between keys |
 //! | `show` | the effective configuration as TOML |
@@ -24,6 +25,7 @@
 mod errors;
 mod file;
 mod load;
+mod misfit;
 pub mod model;
 pub mod secret;
 mod show;

@@ -17,17 +17,9 @@ use serde::Deserialize as _;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
-use super::errors::{ConfigError, ERRORS_MAX, Place, nearest, quoted};
+use super::errors::{ConfigError, ERRORS_MAX, Place, quoted};
 use super::file::Shape;
-
-/// What the documentation describes and this version does not do.
-const UNSUPPORTED: [&str; 5] = [
-    "store",
-    "trust",
-    "grant",
-    "proxy.duplicate_names",
-    "proxy.allow",
-];
+use super::misfit::{self, Misfit, join};
 
 /// Where a value was written, and under which key.
 #[derive(Debug, Clone)]
@@ -86,15 +78,20 @@ pub(super) fn parse_file<'i>(
     };
     let table = numbering.table(root.into_inner(), "");
     let spoilt = numbering.spoilt;
+    let mut syntax_errors: Vec<_> = syntax_errors
+        .iter()
+        .map(|error| (error.span().unwrap_or(0..0), error.message()))
+        .collect();
+    syntax_errors.sort_by_key(|(span, _)| span.start);
     let mut last_line = None;
-    for error in &syntax_errors {
-        let span = error.span().unwrap_or(0..0);
-        let key = spoilt
+    for (span, message) in syntax_errors {
+        let (value, key) = spoilt
             .iter()
             .find(|(at, _)| touches(at, span.start))
-            .map(|(_, key)| key.clone());
-        let duplicate = error.message() == "duplicate key";
-        if key.is_none() && !duplicate {
+            .map(|(at, key)| (text.get(at.clone()).unwrap_or_default(), key.clone()))
+            .unwrap_or_default();
+        let duplicate = message == "duplicate key";
+        if key.is_empty() && !duplicate {
             report.incomplete = true;
         }
         // The parser stumbles several times over one mistake: the first on a line is the one.
@@ -111,14 +108,14 @@ pub(super) fn parse_file<'i>(
                 "remove one of them".to_owned(),
             )
         } else {
-            syntax_text(error.message())
+            misfit::syntax_text(message, value)
         };
         report.errors.push(ConfigError {
             place: Place::File {
                 path: path.clone(),
                 line: Some(line),
             },
-            key: key.unwrap_or_default(),
+            key,
             what,
             remedy,
         });
@@ -235,8 +232,8 @@ pub(super) fn fit(table: &mut DeTable<'_>, spots: &Spots, report: &mut Report) {
         };
         let number = error.span().map(|span| span.start);
         let spot = number.and_then(|number| spots.get(number));
-        let removed = number.is_some_and(|number| remove(table, number));
-        let (Some(spot), true) = (spot, removed) else {
+        let removed = number.and_then(|number| remove(table, number));
+        let (Some(spot), Some(removed)) = (spot, removed) else {
             // Every value has a number, so this is about the root, which is always a table.
             report.incomplete = true;
             report.errors.push(ConfigError {
@@ -248,14 +245,14 @@ pub(super) fn fit(table: &mut DeTable<'_>, spots: &Spots, report: &mut Report) {
             *table = DeTable::new();
             return;
         };
-        let mismatch = Mismatch::of(error.message(), &spot.key);
+        let misfit = Misfit::of(error.message(), &spot.key, &removed);
         report.faulty.insert(spot.key.clone());
-        report.faulty.extend(mismatch.meant);
+        report.faulty.extend(misfit.meant);
         report.errors.push(ConfigError {
             place: spot.place.clone(),
             key: spot.key.clone(),
-            what: mismatch.what,
-            remedy: mismatch.remedy,
+            what: misfit.what,
+            remedy: misfit.remedy,
         });
         found += 1;
         if found > ERRORS_MAX {
@@ -378,172 +375,46 @@ impl Numbering<'_> {
     }
 }
 
-/// What an error of deserialization says, in the words of this crate.
-struct Mismatch {
-    what: String,
-    remedy: String,
-    /// The key that a misspelt one stands for.
-    meant: Option<String>,
-}
-
-impl Mismatch {
-    fn of(message: &str, key: &str) -> Self {
-        if let Some(rest) = message.strip_prefix("unknown field ") {
-            return Self::unknown(rest, key);
-        }
-        if let Some((found, expected)) = message
-            .strip_prefix("invalid type: ")
-            .and_then(|rest| rest.split_once(", expected "))
-        {
-            let remedy = match (found, expected) {
-                ("map", "a sequence") => format!("write [[{key}]], since there may be several"),
-                (_, "a sequence") => format!("write it as tables, [[{key}]]"),
-                (_, _) => format!("write {expected}"),
-            };
-            return Self {
-                what: format!("{} does not fit", found_text(found)),
-                remedy,
-                meant: None,
-            };
-        }
-        Self {
-            what: cut(message),
-            remedy: "correct the value".into(),
-            meant: None,
-        }
-    }
-
-    /// `rest` is as in "`lisen`, expected one of `listen`, `advertise`".
-    fn unknown(rest: &str, key: &str) -> Self {
-        if UNSUPPORTED.contains(&key) {
-            return Self {
-                what: "is not supported by this version of node".into(),
-                remedy: "remove it".into(),
-                meant: None,
-            };
-        }
-        let known: Vec<&str> = rest
-            .rsplit_once(", expected ")
-            .map(|(_, known)| known.split('`').skip(1).step_by(2).collect())
-            .unwrap_or_default();
-        let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let meant = nearest(name, known.iter().copied());
-        let remedy = match meant {
-            Some(meant) => format!("did you mean {meant:?}?"),
-            None => format!("known here are {}", known.join(", ")),
-        };
-        Self {
-            what: "unknown key".into(),
-            remedy,
-            meant: meant.map(|meant| join(table, meant)),
-        }
-    }
-}
-
-/// What was found, as `serde` names it, in words.
-fn found_text(found: &str) -> String {
-    match found {
-        "map" => "a table".into(),
-        "sequence" => "a list".into(),
-        other => {
-            let (kind, value) = other.split_once(' ').unwrap_or((other, ""));
-            let kind = match kind {
-                "integer" => "the number",
-                "boolean" => "the value",
-                "string" => "the text",
-                "floating" => {
-                    return format!(
-                        "the number {}",
-                        cut(value.trim_start_matches("point ").trim_matches('`'))
-                    );
-                }
-                unnamed => unnamed,
-            };
-            format!("{kind} {}", cut(value.trim_matches('`')))
-        }
-    }
-}
-
-/// What is wrong with the syntax, and what to do.
-fn syntax_text(message: &str) -> (String, String) {
-    let unquoted = [
-        "string values must be quoted",
-        "invalid float",
-        "invalid boolean",
-        "invalid integer",
-        "invalid datetime",
-    ]
-    .iter()
-    .any(|start| message.starts_with(start));
-    let remedy = if unquoted {
-        "put a text in quotes; write numbers, true and false without"
-    } else {
-        "correct the line"
-    };
-    (
-        format!("not valid TOML ({})", cut(message)),
-        remedy.to_owned(),
-    )
-}
-
-/// As much of a message as is worth showing.
-fn cut(message: &str) -> String {
-    const CHARS_MAX: usize = 120;
-    if message.chars().nth(CHARS_MAX).is_none() {
-        return message.to_owned();
-    }
-    let start: String = message.chars().take(CHARS_MAX).collect();
-    format!("{start}…")
-}
-
-/// Takes the key or value with this number out; whether it was there.
-fn remove(table: &mut DeTable<'_>, number: usize) -> bool {
+/// Takes the value with this number, or whose key has it, out.
+fn remove<'i>(table: &mut DeTable<'i>, number: usize) -> Option<DeValue<'i>> {
     let faulty = table
         .iter()
         .find(|(name, value)| name.span().start == number || value.span().start == number)
         .map(|(name, _)| name.get_ref().clone().into_owned());
     match faulty {
-        Some(name) => table.remove(name.as_str()).is_some(),
+        Some(name) => table.remove(name.as_str()).map(Spanned::into_inner),
         None => table
             .iter_mut()
-            .any(|(_, value)| remove_within(value.get_mut(), number)),
+            .find_map(|(_, value)| remove_within(value.get_mut(), number)),
     }
 }
 
-fn remove_within(value: &mut DeValue<'_>, number: usize) -> bool {
+fn remove_within<'i>(value: &mut DeValue<'i>, number: usize) -> Option<DeValue<'i>> {
     match value {
         DeValue::Table(table) => remove(table, number),
         DeValue::Array(list) => {
             if !list.iter().any(|element| element.span().start == number) {
                 return list
                     .iter_mut()
-                    .any(|element| remove_within(element.get_mut(), number));
+                    .find_map(|element| remove_within(element.get_mut(), number));
             }
+            let mut removed = None;
             let mut rest = DeArray::new();
-            for element in list.iter().filter(|element| element.span().start != number) {
-                rest.push(element.clone());
+            for element in list.iter() {
+                if element.span().start == number {
+                    removed = Some(element.get_ref().clone());
+                } else {
+                    rest.push(element.clone());
+                }
             }
             *list = rest;
-            true
+            removed
         }
         DeValue::String(_)
         | DeValue::Integer(_)
         | DeValue::Float(_)
         | DeValue::Boolean(_)
-        | DeValue::Datetime(_) => false,
-    }
-}
-
-fn join(table: &str, name: &str) -> String {
-    let bare = !name.is_empty()
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
-    let name = if bare { name.to_owned() } else { quoted(name) };
-    if table.is_empty() {
-        name
-    } else {
-        format!("{table}.{name}")
+        | DeValue::Datetime(_) => None,
     }
 }
 

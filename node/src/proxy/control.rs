@@ -145,6 +145,7 @@ async fn greet(
         ext: Vec::new(),
     }))?);
     control.send.write_all(&answer).await?;
+    control.reader.converse();
     transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
     Ok((control, registration))
 }

@@ -61,7 +61,9 @@ pub(crate) struct Shared {
     pub(crate) node_metrics: NodeMetrics,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) budget: Arc<StallBudget>,
-    pub(crate) sessions: Arc<Sessions>,
+    sessions: Arc<Sessions>,
+    /// How many shards there are.
+    pub(crate) shards: usize,
     pub(crate) phase: watch::Sender<Phase>,
     /// Whose pooled streams are to be closed, since a session of that agent ended.
     ended_sessions: tokio::sync::broadcast::Sender<NodeName>,
@@ -189,6 +191,7 @@ impl Proxy {
             hooks: parts.hooks,
             budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
             sessions: Sessions::new(metrics.clone()),
+            shards: parts.shards.len(),
             node_metrics,
             metrics,
             phase: watch::Sender::new(Phase::Serving),

@@ -212,7 +212,7 @@ async fn open(
     session.count_lost_packets(&shared.metrics);
     let recv = TunnelRecv::new(recv, send.meter().clone(), &shared.budget);
     send.meter().on_end(log_at_end(request));
-    Ok(TunnelStream { send, recv })
+    Ok(TunnelStream { home: Some(session.runtime.clone()), ..TunnelStream::of(send, recv) })
 }
 
 async fn ask(

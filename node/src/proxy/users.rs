@@ -91,7 +91,7 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
                 return;
             }
             let recv = crate::quic::TunnelRecv::new(recv, meter, &shared.budget);
-            if let Err(error) = forward::tunnels(TunnelStream { send, recv }, tunnel).await {
+            if let Err(error) = forward::tunnels(TunnelStream::of(send, recv), tunnel).await {
                 tracing::debug!(%user, %error, "a stream broke");
             }
         }

@@ -31,6 +31,7 @@ pub struct FrameReader {
     filled: usize,
     decoded: Option<FrameHeader>,
     skipped: usize,
+    skipped_max: usize,
 }
 
 impl Default for FrameReader {
@@ -41,11 +42,18 @@ impl Default for FrameReader {
             filled: 0,
             decoded: None,
             skipped: 0,
+            skipped_max: SKIPPED_FRAMES_MAX,
         }
     }
 }
 
 impl FrameReader {
+    /// From now on any number of unknown optional frames is skipped: a conversation that goes on
+    /// for months with a newer node may bring many, where an `Open` or a hello may not.
+    pub fn converse(&mut self) {
+        self.skipped_max = usize::MAX;
+    }
+
     /// The next frame that this side knows. Unknown optional ones are skipped, up to a limit.
     ///
     /// # Errors
@@ -92,8 +100,8 @@ impl FrameReader {
                     return Ok(frame);
                 }
                 None => {
-                    self.skipped += 1;
-                    if self.skipped > SKIPPED_FRAMES_MAX {
+                    self.skipped = self.skipped.saturating_add(1);
+                    if self.skipped > self.skipped_max {
                         return Err(WireError::TooManySkipped.into());
                     }
                 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use mesh_proto::close::ResetCode;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::stall::{RecvSlot, StallBudget};
@@ -82,6 +83,8 @@ pub struct TunnelStream {
     pub send: TunnelSend,
     /// From the other side.
     pub recv: TunnelRecv,
+    /// The runtime of the shard that owns the connection, where forwarding costs the least.
+    pub(crate) home: Option<Handle>,
 }
 
 impl TunnelStream {
@@ -93,7 +96,13 @@ impl TunnelStream {
         meter: Arc<StreamMeter>,
         budget: &Arc<StallBudget>,
     ) -> Self {
-        Self { send: TunnelSend::new(send, meter.clone()), recv: TunnelRecv::new(recv, meter, budget) }
+        Self::of(TunnelSend::new(send, meter.clone()), TunnelRecv::new(recv, meter, budget))
+    }
+
+    /// Joins two halves.
+    #[must_use]
+    pub fn of(send: TunnelSend, recv: TunnelRecv) -> Self {
+        Self { send, recv, home: None }
     }
 
     /// What this stream has carried.

@@ -8,7 +8,7 @@ use mesh_proto::name::{InvalidName, ServiceName};
 use mesh_proto::target::{InvalidTarget, Target};
 use mesh_proto::wire::Protocol;
 
-use super::checker::Checker;
+use super::checker::{Checker, without_forms};
 use super::proxy::drain_deadline;
 use crate::config::errors::quoted;
 use crate::config::file::{AgentShape, ServiceShape, Shape, Texts};
@@ -103,7 +103,7 @@ fn proxies(check: &mut Checker<'_>, texts: Option<&Texts>) -> Option<Vec<String>
         return None;
     };
     if texts.is_empty() {
-        check.missing("agent.proxies", REMEDY);
+        check.error("agent.proxies", "is empty", REMEDY);
         return None;
     }
     check.dial_addresses("agent.proxies", texts, PROXIES_MAX)
@@ -190,7 +190,10 @@ fn services(check: &mut Checker<'_>, entries: &[ServiceShape]) -> Vec<(usize, Se
                     &key("address"),
                     text,
                     "an address",
-                    |error: InvalidTarget| error.rule,
+                    |error: InvalidTarget| {
+                        let why = without_forms(&error.rule);
+                        format!("{why}; write host:port, [v6]:port or unix:/path")
+                    },
                 )
             });
         if let Some(Target::Service(_)) = address {

@@ -39,7 +39,7 @@ impl<'a> Checker<'a> {
     /// The errors, and the warnings in the order of their places.
     pub(super) fn finish(self) -> (Vec<ConfigError>, Vec<String>) {
         let mut warnings = self.warnings;
-        warnings.sort_by(|a, b| a.0.cmp(&b.0));
+        warnings.sort_by(|a, b| a.0.order().cmp(&b.0.order()));
         (
             self.report.errors,
             warnings.into_iter().map(|(_, line)| line).collect(),
@@ -260,14 +260,16 @@ impl<'a> Checker<'a> {
 
     /// Whether this is an address to dial, `host:port`; an error if not.
     pub(super) fn dial_address(&mut self, key: &str, text: &str) -> bool {
-        let rule = match text.parse::<Target>() {
+        let why = match text.parse::<Target>() {
             Ok(Target::Address(_) | Target::Host { .. }) => return true,
-            Ok(Target::Unix(_) | Target::Service(_)) => {
-                "write host:port, as in \"lb.example.com:7443\"".to_owned()
-            }
-            Err(error) => error.rule,
+            Ok(Target::Unix(_) | Target::Service(_)) => String::new(),
+            Err(error) => format!("{}; ", without_forms(&error.rule)),
         };
-        self.error(key, format!("{} is not host:port", quoted(text)), rule);
+        self.error(
+            key,
+            format!("{} is not host:port", quoted(text)),
+            format!("{why}write host:port or [v6]:port, as in \"lb.example.com:7443\""),
+        );
         false
     }
 
@@ -340,6 +342,12 @@ pub(in crate::config) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec
         ));
     }
     Ok(bytes)
+}
+
+/// What a target breaks, without the list of all forms of targets: where not all of them will do,
+/// the caller names its own.
+pub(super) fn without_forms(rule: &str) -> &str {
+    rule.split("; write ").next().unwrap_or(rule)
 }
 
 /// Words in quotes, with commas.

@@ -155,11 +155,14 @@ impl Failure {
                 path,
                 expected,
                 why,
-            } => at(
-                path,
-                format!("holds no {expected}{why}"),
-                "check which files [tls] names",
-            ),
+            } => {
+                // What it holds instead may come with the question whether files are swapped.
+                let (why, remedy) = why
+                    .rsplit_once(": ")
+                    .filter(|(_, question)| question.ends_with('?'))
+                    .unwrap_or((why, "check which files [tls] names"));
+                at(path, format!("holds no {expected}{why}"), remedy)
+            }
             CredentialsError::Identity { path, source } => {
                 at(path, format!("does not say whose it is: {source}"), ISSUE)
             }

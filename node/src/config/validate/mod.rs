@@ -61,57 +61,38 @@ pub(super) fn validate(
 
 fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
     let role = role(check, shape);
-    let listeners = &mut Listeners::default();
-    let common = common(check, shape, role, listeners);
+    let (listeners, own_listeners) = (&mut Listeners::default(), &mut Listeners::default());
+    let common = common(check, shape, role, own_listeners);
     if role.is_none() {
         // The rest is checked all the same, for what is wrong in any role.
         check.nothing_is_missing();
     }
+    let of_proxy = [
+        ("proxy", "[proxy]", shape.proxy.is_some()),
+        ("ingress", "[[ingress]]", shape.ingress.is_some()),
+    ];
+    let of_agent = [
+        ("agent", "[agent]", shape.agent.is_some()),
+        ("service", "[[service]]", shape.service.is_some()),
+    ];
+    let present = |sections: [(&str, &str, bool); 2]| sections.iter().any(|(_, _, is)| *is);
     let (for_proxy, for_agent) = match role {
-        Some(Role::Proxy) => {
-            foreign(
-                check,
-                "agent",
-                shape.agent.is_some(),
-                Role::Agent,
-                Role::Proxy,
-            );
-            foreign(
-                check,
-                "service",
-                shape.service.is_some(),
-                Role::Agent,
-                Role::Proxy,
-            );
+        Some(role @ Role::Proxy) => {
+            foreign(check, of_agent, Role::Agent, role);
             (true, false)
         }
-        Some(Role::Agent) => {
-            foreign(
-                check,
-                "proxy",
-                shape.proxy.is_some(),
-                Role::Proxy,
-                Role::Agent,
-            );
-            foreign(
-                check,
-                "ingress",
-                shape.ingress.is_some(),
-                Role::Proxy,
-                Role::Agent,
-            );
+        Some(role @ Role::Agent) => {
+            foreign(check, of_proxy, Role::Proxy, role);
             (false, true)
         }
-        None => (
-            shape.proxy.is_some() || shape.ingress.is_some(),
-            shape.agent.is_some() || shape.service.is_some(),
-        ),
+        None => (present(of_proxy), present(of_agent)),
     };
     let cluster = common.as_ref().map(|common| common.cluster.clone());
     let proxy = for_proxy
         .then(|| proxy::proxy(check, shape, cluster.as_ref(), listeners))
         .flatten();
     let agent = for_agent.then(|| agent::agent(check, shape)).flatten();
+    listeners.0.append(&mut own_listeners.0);
     listeners.check(check);
     match role? {
         Role::Proxy => Some(NodeConfig::Proxy(Box::new(proxy?.with(common?)))),
@@ -132,14 +113,16 @@ fn role(check: &mut Checker<'_>, shape: &Shape) -> Option<Role> {
     )
 }
 
-/// A section of the other role is an error, since it would have no effect.
-fn foreign(check: &mut Checker<'_>, section: &str, present: bool, of: Role, role: Role) {
-    if present {
-        check.error(
-            section,
-            format!("is for role {of}, and this node's role is {role}"),
-            "remove the section, or correct the role",
-        );
+/// Sections of the other role are errors, since they would have no effect.
+fn foreign(check: &mut Checker<'_>, sections: [(&str, &str, bool); 2], of: Role, role: Role) {
+    for (key, section, present) in sections {
+        if present {
+            check.error(
+                key,
+                format!("{section} is for role {of}, and this node's role is {role}"),
+                "remove the section, or correct the role",
+            );
+        }
     }
 }
 

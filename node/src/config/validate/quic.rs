@@ -203,7 +203,7 @@ fn unused(check: &mut Checker<'_>, shape: &QuicShape, role: Option<Role>) {
         }
         Some(Role::Proxy) => {
             if advertise {
-                check.warn("quic.advertise", "this version does not hand addresses to agents: they dial what their agent.proxies names, and must reach every proxy through that");
+                check.warn("quic.advertise", "this version neither routes between proxies nor hands out addresses: each agent must connect to every proxy, at addresses in its own agent.proxies");
             }
             if peer {
                 check.warn("quic.peer_advertise", "this version does not route between proxies: it has no effect, and agents must connect to every proxy");

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use mesh_proto::name::AgentRef;
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
+use tokio::task::JoinSet;
 
 use super::{Ingress, ServeConnection};
-use crate::forward;
+use crate::forward::{self, ForwardError};
 use crate::net::Socket;
 use crate::proxy::Shared;
 use crate::proxy::router::{self, DialRequest, EarlyBytes};
+use crate::quic::TunnelStream;
 
 pub(super) struct Server {
     shared: Arc<Shared>,
@@ -27,6 +29,37 @@ impl Server {
         target: Target,
     ) -> Self {
         Self { shared, ingress, agent, target }
+    }
+}
+
+impl Server {
+    /// Forwards on the shard that owns the tunnel's connection; with one shard, that is here.
+    async fn forward(
+        &self,
+        socket: Box<dyn Socket>,
+        tunnel: TunnelStream,
+    ) -> Result<(), ForwardError> {
+        let home = match &tunnel.home {
+            Some(home) if self.shared.shards > 1 => home.clone(),
+            Some(_) | None => return forward::socket(socket, tunnel).await,
+        };
+        let mut elsewhere = JoinSet::new();
+        elsewhere.spawn_on(
+            async move {
+                let socket = socket.rehome().map_err(ForwardError::Socket)?;
+                forward::socket(socket, tunnel).await
+            },
+            &home,
+        );
+        match elsewhere.join_next().await {
+            Some(Ok(result)) => result,
+            // A panic there is reported as one of this task.
+            Some(Err(error)) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Ok(()),
+            },
+            None => Ok(()),
+        }
     }
 }
 
@@ -63,7 +96,7 @@ impl ServeConnection for Server {
         self.shared.metrics.tcp_connection(dialled.as_ref().map(drop).map_err(|error| error.reason));
         match dialled {
             Ok(tunnel) => {
-                if let Err(error) = forward::socket(socket, tunnel).await {
+                if let Err(error) = self.forward(socket, tunnel).await {
                     tracing::debug!(listen = %self.ingress.address, peer = ?peer, %error, "a connection broke");
                 }
             }
