@@ -101,10 +101,8 @@ impl Files {
 }
 
 fn now() -> i64 {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
-    i64::try_from(since.as_secs()).unwrap()
+    let time = certs::system_time().current_time().unwrap();
+    i64::try_from(time.as_secs()).unwrap()
 }
 
 fn chmod(path: &Path, mode: u32) {
@@ -201,7 +199,7 @@ fn valid_files_load_and_show_themselves() {
         );
         for secret in ["0123456789abcdef", "PRIVATE KEY", "BEGIN"] {
             assert!(!shown.contains(secret), "{name}:\n{shown}");
-            assert!(!format!("{:?}", loaded).contains(secret), "{name}");
+            assert!(!format!("{loaded:?}").contains(secret), "{name}");
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
@@ -300,6 +298,7 @@ fn flags_alone_will_do() {
     let at = |name: &str| files.path(name).display().to_string();
     let loaded = load(&Sources {
         role: Some(Role::Agent),
+        env: pairs(&[("MESH__ROLE", "proxy"), ("MESH__NAME", "a1")]),
         set: pairs(&[
             ("tls.ca", &at("ca.pem")),
             ("tls.cert", &at("a1.pem")),

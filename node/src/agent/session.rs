@@ -78,11 +78,7 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
                     connection.close(CloseCode::ProtocolError.code().into(), b"a second hello");
                     break;
                 }
-                Err(FrameError::Read(_)) => {
-                    connection.closed().await;
-                    break;
-                }
-                Err(error @ (FrameError::Wire(_) | FrameError::Ended | FrameError::Truncated)) => {
+                Err(error) => {
                     if connection.close_reason().is_none() {
                         tracing::warn!(proxy = %hello.name, %error, "the proxy broke the protocol on the control stream");
                         connection.close(CloseCode::ProtocolError.code().into(), b"protocol error on the control stream");
@@ -105,6 +101,8 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
         }
     }
     drop(standing);
+    // Without its control stream a connection is of no use; closing a closed one changes nothing.
+    connection.close(CloseCode::ProtocolError.code().into(), b"the control stream is broken");
     let reason = connection.closed().await;
     if leave_until.is_some() {
         tracing::info!(proxy = %hello.name, %reason, "left the proxy");

@@ -5,7 +5,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::config::{Config, ConfigError as MergeError, Map, Source, Value, ValueKind};
 
@@ -116,9 +115,9 @@ impl Loaded {
 /// # Errors
 /// All errors of all layers at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now = certs::system_time()
+        .current_time()
+        .map_or(0, |time| time.as_secs());
     load_at(sources, i64::try_from(now).unwrap_or(i64::MAX))
 }
 
@@ -276,11 +275,11 @@ impl Layers {
         let place = Place::Env(name.to_owned());
         let key: Option<Vec<Step>> = name
             .strip_prefix(ENV_PREFIX)
-            .map(|rest| rest.split("__").map(|part| variable_step(part)).collect())
+            .map(|rest| rest.split("__").map(variable_step).collect())
             .unwrap_or_default();
         match key {
             Some(steps) if matches!(steps[..], [Step::Key(_), ..]) && steps.len() <= STEPS_MAX => {
-                self.single(&steps, value, &place, report)
+                self.single(&steps, value, &place, report);
             }
             Some(_) | None => report.errors.push(ConfigError {
                 place,

@@ -36,7 +36,7 @@ impl Misfit {
                 format!("write [[{key}]], since there may be several")
             }
             (Some("a sequence"), _) => format!("write it as tables, [[{key}]]"),
-            (Some("a table"), DeValue::Array(_)) => {
+            (Some("a table"), DeValue::Array(_)) if !key.contains(['.', '[']) => {
                 format!("write [{key}], since there is but one")
             }
             // A number that is none is one of more than 64 bits.

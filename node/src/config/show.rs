@@ -22,7 +22,7 @@ pub(super) fn effective(config: &NodeConfig, written: &Shape, origins: &Origins)
     let mut shape = common_shape(common, written, &paths);
     match config {
         NodeConfig::Proxy(proxy) => {
-            shape.role = text(Role::Proxy);
+            shape.role = text(&Role::Proxy);
             shape.proxy = Some(proxy_shape(proxy, written, &paths));
             shape.ingress = Some(
                 proxy
@@ -34,7 +34,7 @@ pub(super) fn effective(config: &NodeConfig, written: &Shape, origins: &Origins)
             );
         }
         NodeConfig::Agent(agent) => {
-            shape.role = text(Role::Agent);
+            shape.role = text(&Role::Agent);
             // What an agent only dials has no address to listen on.
             if let Some(quic) = &mut shape.quic {
                 (quic.listen, quic.advertise, quic.peer_advertise) = (None, None, None);
@@ -47,7 +47,7 @@ pub(super) fn effective(config: &NodeConfig, written: &Shape, origins: &Origins)
                     .map(|service| ServiceShape {
                         name: text(&service.name),
                         address: text(&service.address),
-                        protocol: text(service.protocol),
+                        protocol: text(&service.protocol),
                     })
                     .collect(),
             );
@@ -65,7 +65,7 @@ fn common_shape(common: &CommonConfig, written: &Shape, paths: &Paths<'_>) -> Sh
     let admin = common.admin.as_ref().map(|admin| AdminShape {
         listen: match &admin.listen {
             AdminListen::Tcp(address) => text(address),
-            AdminListen::Unix(path) => text(format!("unix:{}", path.display())),
+            AdminListen::Unix(path) => text(&format!("unix:{}", path.display())),
         },
         auth: written
             .admin
@@ -88,7 +88,7 @@ fn common_shape(common: &CommonConfig, written: &Shape, paths: &Paths<'_>) -> Sh
             }),
         }),
         metrics: common.metrics.as_ref().map(|metrics| MetricsShape {
-            listen: text(metrics.listen),
+            listen: text(&metrics.listen),
         }),
         admin,
         ..Shape::default()
@@ -97,7 +97,7 @@ fn common_shape(common: &CommonConfig, written: &Shape, paths: &Paths<'_>) -> Sh
 
 fn quic_shape(quic: &QuicConfig) -> QuicShape {
     QuicShape {
-        listen: text(quic.listen),
+        listen: text(&quic.listen),
         advertise: (!quic.advertise.is_empty()).then(|| Texts(quic.advertise.clone())),
         peer_advertise: quic.peer_advertise.as_ref().and_then(text),
         stream_window: size(quic.stream_window_bytes.into()),
@@ -156,7 +156,7 @@ fn ingress_shape(
     };
     IngressShape {
         kind: text(kind),
-        listen: text(ingress.listen),
+        listen: text(&ingress.listen),
         open: entry
             .and_then(|entry| entry.open)
             .filter(|open| *open == Switch(true)),
@@ -208,7 +208,7 @@ impl Paths<'_> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every key of a shape is optional")]
-fn text(value: impl ToString) -> Option<Text> {
+fn text(value: &(impl ToString + ?Sized)) -> Option<Text> {
     Some(Text(value.to_string()))
 }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ::config::{Map, Value, ValueKind};
-use serde::Deserialize as _;
+use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
@@ -223,7 +223,7 @@ pub(super) fn key_of(steps: &[Step]) -> String {
 pub(super) fn fit(table: &mut DeTable<'_>, spots: &Spots, report: &mut Report) {
     let mut found = 0;
     loop {
-        let attempt = Shape::deserialize(Deserializer::from(Spanned::new(
+        let attempt = <Shape as Deserialize>::deserialize(Deserializer::from(Spanned::new(
             usize::MAX..usize::MAX,
             table.clone(),
         )));

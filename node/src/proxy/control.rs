@@ -10,7 +10,7 @@ use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Draining, Open, Opened, ProxyFrame, ProxyHello, Refused,
     Released, WireError,
 };
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 use tokio::runtime::Handle;
 
 use super::session::{Ending, NewSession, Registration};
@@ -166,7 +166,7 @@ async fn converse(
                 u64::try_from(shared.config.common.drain_deadline.as_millis()).unwrap_or(u64::MAX);
             let notice = ProxyFrame::Draining(Draining { deadline_ms, ext: Vec::new() });
             if send(&mut control.send, &notice).await.is_err() {
-                return ending_of(connection).await;
+                return broken(connection);
             }
         }
         tokio::select! {
@@ -178,18 +178,18 @@ async fn converse(
                     shared.session_ended(&session.agent);
                     tracing::info!(agent = %session.agent, session = session.id, deadline_ms = leaving.deadline_ms, "agent leaves");
                     if send(&mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
-                        return ending_of(connection).await;
+                        return broken(connection);
                     }
                 }
                 Ok(AgentFrame::Hello(_)) => {
                     tracing::warn!(agent = %session.agent, session = session.id, "the agent said hello twice");
                     return Ending::ProtocolError;
                 }
-                Err(FrameError::Read(_)) => return ending_of(connection).await,
-                Err(error @ (FrameError::Wire(_) | FrameError::Ended | FrameError::Truncated)) => {
+                Err(FrameError::Read(ReadError::ConnectionLost(error))) => return Ending::of(&error),
+                Err(error) => {
                     // A closing connection ends its streams first.
-                    if connection.close_reason().is_some() {
-                        return ending_of(connection).await;
+                    if let Some(reason) = connection.close_reason() {
+                        return Ending::of(&reason);
                     }
                     tracing::warn!(agent = %session.agent, session = session.id, %error, "the agent broke the protocol on its control stream");
                     return Ending::ProtocolError;
@@ -200,16 +200,18 @@ async fn converse(
                 Err(error) => return Ending::of(&error),
             },
             changed = phase.changed(), if !drain_told => {
+                // The sender lives as long as the proxy, which then closes the connection.
                 if changed.is_err() {
-                    return ending_of(connection).await;
+                    return Ending::of(&connection.closed().await);
                 }
             }
         }
     }
 }
 
-async fn ending_of(connection: &Connection) -> Ending {
-    Ending::of(&connection.closed().await)
+/// The control stream is broken: with its connection, or by the agent alone.
+fn broken(connection: &Connection) -> Ending {
+    connection.close_reason().map_or(Ending::ProtocolError, |reason| Ending::of(&reason))
 }
 
 async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {

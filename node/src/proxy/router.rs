@@ -1,8 +1,10 @@
 //! From a dial request to a connected stream: whom to ask, in which order, for how long.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use mesh_proto::name::AgentRef;
 use mesh_proto::principal::Principal;
 use mesh_proto::refusal::Reason;
@@ -71,37 +73,45 @@ impl Refusal {
 pub(super) struct EarlyBytes<'a> {
     socket: &'a mut dyn Socket,
     kept: Vec<u8>,
+    /// How many of the kept bytes this attempt has sent.
+    sent: usize,
     /// Nothing more can be read; the forwarder will see why.
     ended: bool,
 }
 
 impl<'a> EarlyBytes<'a> {
     pub(super) fn of(socket: &'a mut dyn Socket) -> Self {
-        Self { socket, kept: Vec::new(), ended: false }
+        Self { socket, kept: Vec::new(), sent: 0, ended: false }
     }
 
     /// Reads what there is to read and sends it. Never completes but with an error of the stream.
+    /// It may be dropped at any point: what was read is kept, and what was sent is counted.
     async fn pump(&mut self, send: &mut TunnelSend) -> StreamError {
-        if !self.kept.is_empty()
-            && let Err(error) = send.write_all_chunks(&mut [self.kept.clone().into()]).await
-        {
-            return error;
-        }
-        while !self.ended && self.kept.len() < EARLY_BYTES_MAX {
+        loop {
+            if let Err(error) = self.send_kept(send).await {
+                return error;
+            }
+            let room = EARLY_BYTES_MAX.saturating_sub(self.kept.len());
+            if self.ended || room == 0 {
+                return std::future::pending().await;
+            }
             let mut buffer = [0; 2048];
-            let room = buffer.len().min(EARLY_BYTES_MAX - self.kept.len());
+            let room = buffer.len().min(room);
             match self.socket.read(&mut buffer[..room]).await {
                 Ok(0) | Err(_) => self.ended = true,
-                Ok(read) => {
-                    self.kept.extend_from_slice(&buffer[..read]);
-                    let mut chunk = [bytes::Bytes::copy_from_slice(&buffer[..read])];
-                    if let Err(error) = send.write_all_chunks(&mut chunk).await {
-                        return error;
-                    }
-                }
+                Ok(read) => self.kept.extend_from_slice(&buffer[..read]),
             }
         }
-        std::future::pending().await
+    }
+
+    /// Sends what was kept and not sent yet.
+    async fn send_kept(&mut self, send: &mut TunnelSend) -> Result<(), StreamError> {
+        let mut rest = Bytes::copy_from_slice(&self.kept[self.sent..]);
+        while !rest.is_empty() {
+            poll_fn(|cx| send.poll_write_chunk(cx, &mut rest)).await?;
+            self.sent = self.kept.len() - rest.len();
+        }
+        Ok(())
     }
 }
 
@@ -247,7 +257,11 @@ async fn ask(
 
     let mut reader = FrameReader::default();
     let answer = reader.next::<Answer>(recv);
-    let answer = match early {
+    let mut early = early;
+    if let Some(early) = &mut early {
+        early.sent = 0;
+    }
+    let answer = match &mut early {
         Some(early) => tokio::select! {
             biased;
             answer = answer => answer,
@@ -263,7 +277,10 @@ async fn ask(
         None => answer.await,
     };
     match answer {
-        Ok(Answer::Opened(_)) => Ok(()),
+        Ok(Answer::Opened(_)) => match early {
+            Some(early) => early.send_kept(send).await.map_err(lost),
+            None => Ok(()),
+        },
         Ok(Answer::Refused(refused)) => {
             Err(Refusal { reason: refused.reason, message: refused.message })
         }

@@ -163,11 +163,11 @@ impl StallBudget {
 
     fn look(&self) {
         let now = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut stalled: Vec<(u64, Arc<RecvSlot>)> = self
-            .slots()
-            .by_id
-            .values()
-            .filter_map(Weak::upgrade)
+        // Collected whole before any is dropped: dropping the last holder of a slot takes the lock.
+        let open: Vec<Arc<RecvSlot>> =
+            self.slots().by_id.values().filter_map(Weak::upgrade).collect();
+        let mut stalled: Vec<(u64, Arc<RecvSlot>)> = open
+            .into_iter()
             .filter_map(|slot| {
                 let since = slot.held_since.load(Ordering::Relaxed);
                 let is_stalled =

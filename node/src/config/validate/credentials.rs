@@ -79,21 +79,29 @@ pub(super) fn credentials(
             return None;
         }
     }
-    expiry(check, "tls.cert", credentials.not_after());
-    expiry(check, "tls.ca", credentials.authority_not_after());
+    expiry(
+        check,
+        "tls.cert",
+        credentials.not_after(),
+        "issue a new one in time (`node certs issue`)",
+    );
+    expiry(
+        check,
+        "tls.ca",
+        credentials.authority_not_after(),
+        "make a new authority in time (`node certs init`), and all certificates anew",
+    );
     Some(credentials)
 }
 
 /// Warns when a certificate expires soon.
-pub(super) fn expiry(check: &mut Checker<'_>, key: &str, not_after: i64) {
+pub(super) fn expiry(check: &mut Checker<'_>, key: &str, not_after: i64, remedy: &str) {
     let days = not_after.saturating_sub(check.now) / DAY_SECS;
     if days < EXPIRY_WARNING_DAYS {
+        let until = format_utc(not_after);
         check.warn(
             key,
-            &format!(
-                "expires in {days} days, at {}: replace it in time (`node certs issue`)",
-                format_utc(not_after)
-            ),
+            &format!("expires in {days} days, at {until}: {remedy}"),
         );
     }
 }

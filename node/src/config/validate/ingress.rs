@@ -397,24 +397,26 @@ fn tls(check: &mut Checker<'_>, key: &str, shape: &IngressTlsShape) -> Option<In
         }
     };
     if let Err(error) = CertifiedKey::new(chain.clone(), signing).keys_match() {
-        let (key, what) = match error {
-            rustls::Error::InconsistentKeys(_) => (
+        let of_another = matches!(error, rustls::Error::InconsistentKeys(_));
+        let (key, what) = if of_another {
+            (
                 &key_key,
                 format!(
                     "{} does not fit the certificate in {}",
                     key_path.display(),
                     cert_path.display()
                 ),
-            ),
-            error => (
+            )
+        } else {
+            (
                 &cert_key,
                 format!("{} cannot be used: {error}", cert_path.display()),
-            ),
+            )
         };
         check.error(key, what, "name a certificate and its own key");
         return None;
     }
-    expiry(check, &cert_key, inspected.not_after);
+    expiry(check, &cert_key, inspected.not_after, "renew it in time");
     Some(IngressTls {
         chain,
         key: Arc::new(private_key),
@@ -433,7 +435,7 @@ fn certificates(
     for certificate in CertificateDer::pem_slice_iter(&bytes) {
         match certificate {
             Ok(certificate) if Inspection::of(&certificate).is_ok() => {
-                certificates.push(certificate)
+                certificates.push(certificate);
             }
             Ok(_) => return no_certificates(check, key, &path, "it holds one that is damaged"),
             Err(error) => return no_certificates(check, key, &path, &error.to_string()),
