@@ -37,8 +37,8 @@ pub use inspect::{InspectError, Inspection, Subject, inspect_file, inspect_pem};
 pub use keys::KeyKind;
 pub use leaf::AltNameError;
 pub use tls::{
-    TlsError, client_config, provider, proxy_dns_name, proxy_server_config, proxy_server_name,
-    system_time,
+    TlsError, client_config, client_verifier, provider, proxy_dns_name, proxy_server_config,
+    proxy_server_name, system_time,
 };
 pub use validity::{
     AUTHORITY_DAYS, BACKDATED_SECS, DAYS_MAX, InvalidValidity, LEAF_DAYS, Validity, format_utc,

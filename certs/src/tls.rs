@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mesh_proto::name::{Cluster, NodeName};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError};
 use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
@@ -46,6 +47,19 @@ pub fn proxy_server_config(
     config.max_early_data_size = 0;
     config.send_half_rtt_data = false;
     Ok(config)
+}
+
+/// The judgement of [`proxy_server_config`] by itself, for a listener that lets in others too and
+/// is to tell who of them has an identity of this cluster.
+///
+/// # Errors
+/// [`TlsError`]: the credentials hold no authority that could verify.
+pub fn client_verifier(credentials: &Credentials) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let own = (
+        credentials.identity().cluster.clone(),
+        Arc::clone(credentials.authorities()),
+    );
+    Ok(Arc::new(ClientVerifier::new([own], &provider())?))
 }
 
 /// The configuration with which an agent, a user or a proxy dials a proxy of its own cluster. With

@@ -20,6 +20,8 @@
 //! | [`principal`] | on whose behalf |
 //! | [`refusal`] | why a dial was refused |
 //! | [`close`] | codes with which streams are reset and connections closed |
+//! | [`time`] | points in time, which every state machine takes as arguments |
+//! | [`tracker`] | leases: whether an agent should dial one more proxy |
 //! | [`wire`] | frames, their limits and their encoding |
 
 pub mod allow;
@@ -31,6 +33,8 @@ pub mod principal;
 pub mod refusal;
 pub mod target;
 mod text;
+pub mod time;
+pub mod tracker;
 pub mod wire;
 
 pub use allow::{AllowList, AllowRule, InvalidAllowRule};

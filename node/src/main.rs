@@ -8,7 +8,10 @@ fn main() -> ExitCode {
     match node::cli::run(node::cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "this is where the person at the terminal reads why")]
+            #[expect(
+                clippy::print_stderr,
+                reason = "this is where the person at the terminal reads why"
+            )]
             {
                 eprintln!("error: {error}");
             }

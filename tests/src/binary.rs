@@ -2,6 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -19,13 +22,19 @@ use crate::probe::{Metrics, PATIENCE};
 /// When it cannot be built.
 pub fn path() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+    BUILT
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
 }
 
 fn build() -> Result<PathBuf> {
     // target/<profile>/deps/<this test>
     let test = std::env::current_exe()?;
-    let profile = test.parent().and_then(Path::parent).context("not in a target directory")?;
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .context("not in a target directory")?;
     let release = profile.file_name().is_some_and(|name| name == "release");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -46,7 +55,11 @@ fn build() -> Result<PathBuf> {
 /// # Errors
 /// When it cannot be started.
 pub fn run(dir: &Path, args: &[&str]) -> Result<Output> {
-    Ok(Command::new(path()?).args(args).current_dir(dir).env_remove("RUST_LOG").output()?)
+    Ok(Command::new(path()?)
+        .args(args)
+        .current_dir(dir)
+        .env_remove("RUST_LOG")
+        .output()?)
 }
 
 /// Runs the binary to its end, which must be a success; returns its standard output.
@@ -67,25 +80,36 @@ pub fn must(dir: &Path, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A TCP port and a UDP port of the loopback interface that are free now.
+/// A loopback address whose TCP and UDP ports are free now, and which no other test gets, in this
+/// process or another, for as long as this process lives.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port() -> Result<SocketAddr> {
-    loop {
-        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = tcp.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
+    // Bound names in the abstract namespace: as wide as the ports are, and gone with the process.
+    static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    // Below what the system gives to clients (net.ipv4.ip_local_port_range), so that no connection
+    // takes it before the test does; above the demo's.
+    for port in 10_000..32_000 {
+        let name = format!("mesh-tests/port/{port}");
+        let Ok(reserved) = UnixListener::bind_addr(&unix::net::SocketAddr::from_abstract_name(name)?)
+        else {
+            continue;
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
             return Ok(address);
         }
     }
+    bail!("no port is free")
 }
 
-/// A running binary; dropping it kills it.
+/// A running program, the binary `node` or another; dropping it kills it.
 pub struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
-    reader: Option<thread::JoinHandle<()>>,
+    readers: Vec<thread::JoinHandle<()>>,
 }
 
 impl Process {
@@ -94,23 +118,27 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(dir: &Path, args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(path()?)
-            .args(args)
-            .current_dir(dir)
-            .env_remove("RUST_LOG")
+        let mut command = Command::new(path()?);
+        command.args(args).current_dir(dir).env_remove("RUST_LOG");
+        Self::spawn(command)
+    }
+
+    /// Starts any program.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .spawn()?;
-        let stderr = child.stderr.take().context("no standard error")?;
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let log = Arc::new(Mutex::new(Vec::new()));
-        let lines = log.clone();
-        let reader = thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
-                lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            }
-        });
-        Ok(Self { child, log, reader: Some(reader) })
+        let stdout = child.stdout.take().context("no standard output")?;
+        let stderr = child.stderr.take().context("no standard error")?;
+        let readers = vec![collect(stdout, log.clone()), collect(stderr, log.clone())];
+        Ok(Self { child, log, readers })
     }
 
     /// The process id.
@@ -119,10 +147,13 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has logged.
+    /// What it has written, on standard output and standard error.
     #[must_use]
     pub fn log(&self) -> String {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .join("\n")
     }
 
     /// Waits for a line of the log that contains `text`.
@@ -133,7 +164,10 @@ impl Process {
         let started = Instant::now();
         while !self.log().contains(text) {
             if let Some(status) = self.child.try_wait()? {
-                bail!("the node ended ({status}) before it logged `{text}`:\n{}", self.log());
+                bail!(
+                    "the node ended ({status}) before it logged `{text}`:\n{}",
+                    self.log()
+                );
             }
             if started.elapsed() > PATIENCE {
                 bail!("the node did not log `{text}`:\n{}", self.log());
@@ -148,11 +182,21 @@ impl Process {
     /// # Errors
     /// When there is no such process.
     pub fn signal(&self, name: &str) -> Result {
-        let status = Command::new("kill").args(["-s", name, &self.id().to_string()]).status()?;
+        let status = Command::new("kill")
+            .args(["-s", name, &self.id().to_string()])
+            .status()?;
         if !status.success() {
             bail!("kill -s {name}: {status}");
         }
         Ok(())
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Waits for it to end.
@@ -163,14 +207,14 @@ impl Process {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
-                if let Some(reader) = self.reader.take() {
+                for reader in self.readers.drain(..) {
                     // It ends with the pipe.
                     let _ = reader.join();
                 }
                 return Ok(status);
             }
             if started.elapsed() > PATIENCE {
-                bail!("the node did not end:\n{}", self.log());
+                bail!("the process did not end:\n{}", self.log());
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -182,6 +226,19 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Collects lines until the pipe ends.
+fn collect(
+    pipe: impl std::io::Read + Send + 'static,
+    log: Arc<Mutex<Vec<String>>>,
+) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(std::result::Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
+    })
 }
 
 /// The metrics of a running binary.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use certs::Kind;
 use mesh_proto::allow::AllowList;
 use node::app::{self, Bound, Parts};
@@ -16,6 +16,7 @@ use node::hooks::Hooks;
 use crate::Result;
 use crate::pki::Pki;
 use crate::probe::{self, Metrics};
+use crate::services::{self, Service};
 
 /// A loopback address with a port that the system chooses.
 #[must_use]
@@ -34,7 +35,10 @@ pub fn http_ingress() -> IngressConfig {
 /// # Errors
 /// When either is not written as one.
 pub fn tcp_ingress(agent: &str, target: &str) -> Result<IngressConfig> {
-    let kind = IngressKind::Tcp { agent: agent.parse()?, target: target.parse()? };
+    let kind = IngressKind::Tcp {
+        agent: agent.parse()?,
+        target: target.parse()?,
+    };
     Ok(IngressConfig::new(any_port(), kind))
 }
 
@@ -64,7 +68,10 @@ pub fn agent_config(
     let mut config = AgentConfig::new(pki.issue(Kind::Agent, name)?, proxies);
     config.common.drain_deadline = Duration::from_secs(5);
     config.allow = AllowList(
-        allow.iter().map(|rule| rule.parse()).collect::<std::result::Result<_, _>>()?,
+        allow
+            .iter()
+            .map(|rule| rule.parse())
+            .collect::<std::result::Result<_, _>>()?,
     );
     Ok(config)
 }
@@ -98,8 +105,14 @@ impl Node {
     /// # Errors
     /// When it cannot start.
     pub async fn proxy_with(config: ProxyConfig, hooks: Hooks) -> Result<Self> {
-        let parts = Parts { hooks, ..Parts::current() };
-        Ok(Self(app::build_with(NodeConfig::Proxy(Box::new(config)), parts).await?))
+        Self::start(
+            NodeConfig::Proxy(Box::new(config)),
+            Parts {
+                hooks,
+                ..Parts::current()
+            },
+        )
+        .await
     }
 
     /// Starts an agent, which connects in the background.
@@ -115,8 +128,22 @@ impl Node {
     /// # Errors
     /// When it cannot start.
     pub async fn agent_with(config: AgentConfig, hooks: Hooks) -> Result<Self> {
-        let parts = Parts { hooks, ..Parts::current() };
-        Ok(Self(app::build_with(NodeConfig::Agent(Box::new(config)), parts).await?))
+        Self::start(
+            NodeConfig::Agent(Box::new(config)),
+            Parts {
+                hooks,
+                ..Parts::current()
+            },
+        )
+        .await
+    }
+
+    /// Starts a node with its own runtimes, network and hooks.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn start(config: NodeConfig, parts: Parts) -> Result<Self> {
+        Ok(Self(app::build_with(config, parts).await?))
     }
 
     /// The proxy in it.
@@ -140,7 +167,11 @@ impl Node {
     /// # Errors
     /// When there is none.
     pub fn ingress(&self, index: usize) -> Result<SocketAddr> {
-        self.as_proxy()?.ingress_addrs().get(index).copied().context("no such ingress")
+        self.as_proxy()?
+            .ingress_addrs()
+            .get(index)
+            .copied()
+            .context("no such ingress")
     }
 
     /// What it measures, now.
@@ -189,13 +220,27 @@ impl Pair {
         proxy: impl FnOnce(&mut ProxyConfig),
         agent: impl FnOnce(&mut AgentConfig),
     ) -> Result<Self> {
+        Self::start_in(allow, proxy, agent, Parts::current(), Parts::current()).await
+    }
+
+    /// Starts both, each with its own parts.
+    ///
+    /// # Errors
+    /// When one cannot start or they do not connect.
+    pub async fn start_in(
+        allow: &[String],
+        proxy: impl FnOnce(&mut ProxyConfig),
+        agent: impl FnOnce(&mut AgentConfig),
+        proxy_parts: Parts,
+        agent_parts: Parts,
+    ) -> Result<Self> {
         let pki = Arc::new(Pki::new("test.example.com")?);
-        let mut proxy_config = proxy_config(&pki, "proxy-1")?;
-        proxy(&mut proxy_config);
-        let proxy = Node::proxy(proxy_config).await?;
-        let mut agent_config = agent_config(&pki, "a1", &[proxy.quic_addr()?], allow)?;
-        agent(&mut agent_config);
-        let agent = Node::agent(agent_config).await?;
+        let mut config = proxy_config(&pki, "proxy-1")?;
+        proxy(&mut config);
+        let proxy = Node::start(NodeConfig::Proxy(Box::new(config)), proxy_parts).await?;
+        let mut config = agent_config(&pki, "a1", &[proxy.quic_addr()?], allow)?;
+        agent(&mut config);
+        let agent = Node::start(NodeConfig::Agent(Box::new(config)), agent_parts).await?;
         proxy.sessions(1).await?;
         Ok(Self { pki, proxy, agent })
     }
@@ -212,5 +257,77 @@ impl Pair {
     pub async fn stop(self) {
         self.agent.stop().await;
         self.proxy.stop().await;
+    }
+}
+
+/// A pair whose agent serves an echo through a `tcp` ingress: it must go on undisturbed beside
+/// whatever a test does to its proxy or its agent.
+pub struct Bystander {
+    /// The pair; the echo's ingress is the proxy's first.
+    pub pair: Pair,
+    /// The target of `a1`.
+    pub echo: Service,
+}
+
+impl Bystander {
+    /// Starts it with the defaults of [`Pair`].
+    ///
+    /// # Errors
+    /// When it does not work from the start.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(|_| {}, |_| {}).await
+    }
+
+    /// Starts it. The closures may change the configs.
+    ///
+    /// # Errors
+    /// When it does not work from the start.
+    pub async fn start_with(
+        proxy: impl FnOnce(&mut ProxyConfig),
+        agent: impl FnOnce(&mut AgentConfig),
+    ) -> Result<Self> {
+        let echo = Service::echo().await?;
+        let ingress = tcp_ingress("a1", &echo.rule())?;
+        let proxy = |config: &mut ProxyConfig| {
+            config.ingresses.insert(0, ingress);
+            proxy(config);
+        };
+        let pair = Pair::start_with(&[echo.rule()], proxy, agent).await?;
+        let bystander = Self { pair, echo };
+        bystander.check().await?;
+        Ok(bystander)
+    }
+
+    /// The proxy's address for agents and users with a certificate.
+    ///
+    /// # Errors
+    /// Never, but for a defect of the harness.
+    pub fn quic_addr(&self) -> Result<SocketAddr> {
+        self.pair.proxy.quic_addr()
+    }
+
+    /// Makes a request, and sees that the agent is still on its first connection.
+    ///
+    /// # Errors
+    /// When either is not so.
+    pub async fn check(&self) -> Result {
+        services::echoes(self.pair.proxy.ingress(0)?, b"undisturbed")
+            .await
+            .context("a request of the bystander")?;
+        let connects = self
+            .pair
+            .agent
+            .metrics()?
+            .get("mesh_agent_connects_total{result=\"ok\"}")?;
+        ensure!(
+            connects.to_bits() == 1f64.to_bits(),
+            "the agent has connected {connects} times"
+        );
+        Ok(())
+    }
+
+    /// Stops both nodes.
+    pub async fn stop(self) {
+        self.pair.stop().await;
     }
 }

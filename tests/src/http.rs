@@ -34,7 +34,10 @@ impl Answer {
     /// The value of `X-Mesh-Error`, empty when there is none.
     #[must_use]
     pub fn mesh_error(&self) -> &str {
-        self.headers.get("x-mesh-error").and_then(|value| value.to_str().ok()).unwrap_or("")
+        self.headers
+            .get("x-mesh-error")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("")
     }
 }
 
@@ -59,7 +62,11 @@ impl Client {
             // Its failure is the request's.
             let _ = connection.with_upgrades().await;
         });
-        Ok(Self { sender, server, _connection: tasks })
+        Ok(Self {
+            sender,
+            server,
+            _connection: tasks,
+        })
     }
 
     /// Sends a request; `Host` is added where it is missing.
@@ -83,7 +90,11 @@ impl Client {
         let response = self.send(request).await?;
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
     }
 }
 

@@ -6,17 +6,23 @@
 //! | [`fleet`] | proxies and agents in this process, on free ports |
 //! | [`binary`] | the real binary, from config files |
 //! | [`services`] | targets for agents: echo, sources, sinks, scripts |
+//! | [`network`] | a network for nodes that counts bytes and breaks connections |
 //! | [`http`] | a plain HTTP/1.1 client and raw requests |
 //! | [`quic`] | a QUIC client that can misbehave |
+//! | [`hostile`] | QUIC peers that misbehave: any certificate, no checks |
+//! | [`scripted`] | a network whose names and failures a test decides |
 //! | [`probe`] | waiting for a condition, reading metrics, reading logs |
 
 pub mod binary;
 pub mod fleet;
+pub mod hostile;
 pub mod http;
 pub mod logs;
+pub mod network;
 pub mod pki;
 pub mod probe;
 pub mod quic;
+pub mod scripted;
 pub mod services;
 
 /// What tests return: any error fails the test with its chain.

@@ -32,7 +32,11 @@ impl Logs {
     /// The lines that contain all of `parts`.
     #[must_use]
     pub fn lines_with(&self, parts: &[&str]) -> Vec<serde_json::Value> {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bytes = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         String::from_utf8_lossy(&bytes)
             .lines()
             .filter(|line| parts.iter().all(|part| line.contains(part)))
@@ -43,7 +47,10 @@ impl Logs {
 
 impl io::Write for Logs {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

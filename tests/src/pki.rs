@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use certs::{Authority, Credentials, Kind, Request, Validity};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::Result;
 
@@ -46,12 +50,44 @@ impl Pki {
         name: &str,
         validity: &Validity,
     ) -> Result<Arc<Credentials>> {
-        let issued = self.authority.issue(&Request::new(kind, name.parse()?, validity.clone()))?;
+        let issued = self
+            .authority
+            .issue(&Request::new(kind, name.parse()?, validity.clone()))?;
         Ok(Arc::new(Credentials::from_pem(
             self.authority.ca_pem().as_bytes(),
             issued.cert_pem.as_bytes(),
             issued.key_pem.as_bytes(),
         )?))
+    }
+
+    /// What another tool could make with this authority's key: a certificate, for clients and
+    /// servers alike and valid now, that says whatever the caller likes.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate at all.
+    pub fn mint(&self, uris: &[&str], dns: &[&str]) -> Result<Minted> {
+        let dir = tempfile::tempdir()?;
+        let [_, key] = self.authority.save(dir.path())?;
+        let key = KeyPair::from_pem(&std::fs::read_to_string(key)?)?;
+        mint(
+            &Issuer::from_ca_cert_pem(self.authority.ca_pem(), key)?,
+            &[],
+            uris,
+            dns,
+        )
+    }
+
+    /// As [`Pki::mint`], but signed with the key of a new leaf of this authority, which is no
+    /// authority itself.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate at all.
+    pub fn mint_below(&self, kind: Kind, name: &str, uris: &[&str]) -> Result<Minted> {
+        let request = Request::new(kind, name.parse()?, Validity::days(7)?);
+        let issued = self.authority.issue(&request)?;
+        let leaf = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes())?;
+        let issuer = Issuer::from_ca_cert_der(&leaf, KeyPair::from_pem(&issued.key_pem)?)?;
+        mint(&issuer, std::slice::from_ref(&leaf), uris, &[])
     }
 
     /// Writes `ca.pem`, and `NAME.pem` and `NAME.key` of a new identity, into `dir`.
@@ -64,4 +100,38 @@ impl Pki {
         std::fs::write(dir.join("ca.pem"), self.authority.ca_pem())?;
         Ok(cert)
     }
+}
+
+/// A certificate with its key, ready for either side of a TLS connection.
+pub type Minted = Arc<SingleCertAndKey>;
+
+fn mint(
+    issuer: &Issuer<'_, KeyPair>,
+    issuers: &[CertificateDer<'static>],
+    uris: &[&str],
+    dns: &[&str],
+) -> Result<Minted> {
+    let mut params = CertificateParams::default();
+    for uri in uris {
+        params
+            .subject_alt_names
+            .push(SanType::URI((*uri).try_into()?));
+    }
+    for name in dns {
+        params
+            .subject_alt_names
+            .push(SanType::DnsName((*name).try_into()?));
+    }
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let key = KeyPair::generate()?;
+    let mut chain = vec![params.signed_by(&key, issuer)?.der().clone()];
+    chain.extend_from_slice(issuers);
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let key = certs::provider().key_provider.load_private_key(key)?;
+    Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+        chain, key,
+    ))))
 }

@@ -38,7 +38,13 @@ where
 pub async fn until(what: &str, mut check: impl FnMut() -> bool) -> Result {
     eventually(what, || {
         let holds = check();
-        async move { if holds { Ok(()) } else { bail!("it does not hold") } }
+        async move {
+            if holds {
+                Ok(())
+            } else {
+                bail!("it does not hold")
+            }
+        }
     })
     .await
 }
@@ -54,8 +60,13 @@ impl Metrics {
     /// On a line that is neither a comment nor a sample.
     pub fn parse(text: &str) -> Result<Self> {
         let mut series = BTreeMap::new();
-        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let Some((name, value)) = line.rsplit_once(' ') else { bail!("no sample: {line}") };
+        for line in text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        {
+            let Some((name, value)) = line.rsplit_once(' ') else {
+                bail!("no sample: {line}")
+            };
             series.insert(name.to_owned(), value.parse()?);
         }
         Ok(Self(series))
@@ -78,8 +89,11 @@ impl Metrics {
             Some(value) => Ok(*value),
             None => {
                 let family = series.split('{').next().unwrap_or(series);
-                let alike: Vec<_> =
-                    self.0.keys().filter(|name| name.starts_with(family)).collect();
+                let alike: Vec<_> = self
+                    .0
+                    .keys()
+                    .filter(|name| name.starts_with(family))
+                    .collect();
                 bail!("no series {series}; there are {alike:?}")
             }
         }

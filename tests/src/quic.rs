@@ -3,10 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use certs::Credentials;
-use mesh_proto::wire::{Answer, Frame, FrameHeader};
+use mesh_proto::wire::{
+    ALPN_AGENT, AgentFrame, AgentHello, Answer, Dial, Frame, FrameHeader, Open, OpenControl,
+    ProxyFrame,
+};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use rand::Rng as _;
 
 use crate::Result;
 
@@ -14,6 +18,8 @@ use crate::Result;
 pub struct Raw {
     /// The connection.
     pub connection: Connection,
+    /// This side's address, as the other side logs it.
+    pub local: SocketAddr,
     _endpoint: Endpoint,
 }
 
@@ -21,11 +27,7 @@ pub struct Raw {
 ///
 /// # Errors
 /// When the handshake fails on this side; a proxy may still close the connection afterwards.
-pub async fn connect(
-    remote: SocketAddr,
-    credentials: &Credentials,
-    alpn: &[u8],
-) -> Result<Raw> {
+pub async fn connect(remote: SocketAddr, credentials: &Credentials, alpn: &[u8]) -> Result<Raw> {
     let tls = certs::client_config(credentials, alpn, None, certs::system_time())?;
     let cluster = credentials.identity().cluster.proxy_dns_name();
     connect_tls(remote, tls, &cluster).await
@@ -40,11 +42,69 @@ pub async fn connect_tls(
     tls: rustls::ClientConfig,
     server_name: &str,
 ) -> Result<Raw> {
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     let endpoint = Endpoint::client("127.0.0.1:0".parse()?)?;
-    let client = quinn::ClientConfig::new(Arc::new(crypto));
-    let connection = endpoint.connect_with(client, remote, server_name)?.await?;
-    Ok(Raw { connection, _endpoint: endpoint })
+    let local = endpoint.local_addr()?;
+    let connection = endpoint
+        .connect_with(client_config(tls)?, remote, server_name)?
+        .await?;
+    Ok(Raw {
+        connection,
+        local,
+        _endpoint: endpoint,
+    })
+}
+
+pub(crate) fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig> {
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
+    Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+}
+
+/// Connects as an agent does and says hello; from then on the proxy dials through it, and the
+/// test answers as it likes.
+///
+/// # Errors
+/// When the proxy does not take it for an agent.
+pub async fn agent(remote: SocketAddr, credentials: &Credentials) -> Result<RawAgent> {
+    let raw = connect(remote, credentials, ALPN_AGENT).await?;
+    let (mut send, mut recv) = raw.connection.open_bi().await?;
+    write(&mut send, &Open::Control(OpenControl::default())).await?;
+    let hello = AgentHello {
+        instance: rand::rng().random(),
+        version: "test".into(),
+        services: Vec::new(),
+        ext: Vec::new(),
+    };
+    write(&mut send, &AgentFrame::Hello(hello)).await?;
+    match read::<Answer>(&mut recv).await? {
+        Answer::Opened(_) => {}
+        Answer::Refused(refused) => bail!("{}: {}", refused.reason, refused.message),
+    }
+    read::<ProxyFrame>(&mut recv).await?;
+    Ok(RawAgent {
+        raw,
+        _control: (send, recv),
+    })
+}
+
+/// An agent that answers dials as the test likes.
+pub struct RawAgent {
+    /// The connection.
+    pub raw: Raw,
+    _control: (SendStream, RecvStream),
+}
+
+impl RawAgent {
+    /// The next dial, and the stream on which it came.
+    ///
+    /// # Errors
+    /// When the connection ends, or the proxy asks for something else.
+    pub async fn dial(&self) -> Result<(Dial, SendStream, RecvStream)> {
+        let (send, mut recv) = self.raw.connection.accept_bi().await?;
+        match read::<Open>(&mut recv).await? {
+            Open::Dial(dial) => Ok((dial, send, recv)),
+            Open::Control(_) => bail!("the proxy opened a control stream"),
+        }
+    }
 }
 
 /// Writes a frame.

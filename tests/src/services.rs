@@ -75,7 +75,11 @@ impl Service {
                 }
             }
         });
-        Ok(Self { addr, stats, _tasks: tasks })
+        Ok(Self {
+            addr,
+            stats,
+            _tasks: tasks,
+        })
     }
 
     /// Sends back what comes, until the end, and then ends.
@@ -100,10 +104,15 @@ impl Service {
         Self::start(move |mut stream, stats| async move {
             let mut sent = 0;
             while sent < bytes {
-                let chunk = pattern(sent, usize::try_from((bytes - sent).min(64 << 10)).unwrap_or(0));
+                let chunk = pattern(
+                    sent,
+                    usize::try_from((bytes - sent).min(64 << 10)).unwrap_or(0),
+                );
                 stream.write_all(&chunk).await?;
                 sent += chunk.len() as u64;
-                stats.written.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+                stats
+                    .written
+                    .fetch_add(chunk.len() as u64, Ordering::SeqCst);
             }
             stream.shutdown().await
         })
@@ -169,15 +178,39 @@ impl Service {
     }
 }
 
+/// Sends `bytes` to an echo behind `addr`, ends, and compares what comes back.
+///
+/// # Errors
+/// When it is something else, or the connection breaks.
+pub async fn echoes(addr: SocketAddr, bytes: &[u8]) -> Result {
+    let mut stream = TcpStream::connect(addr).await?;
+    stream.write_all(bytes).await?;
+    stream.shutdown().await?;
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).await?;
+    anyhow::ensure!(
+        back == bytes,
+        "{} bytes came back, not the {} sent",
+        back.len(),
+        bytes.len()
+    );
+    Ok(())
+}
+
 /// Bytes of a stream that repeats late (every 2^32 bytes): what is lost, doubled or moved shows.
 #[must_use]
 pub fn pattern(offset: u64, length: usize) -> Vec<u8> {
-    (offset..offset + length as u64)
-        .map(|at| {
-            let mixed = (at / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17);
-            mixed.to_le_bytes()[usize::try_from(at % 8).unwrap_or(0)]
-        })
-        .collect()
+    let before = usize::try_from(offset % 8).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(before + length + 8);
+    let mut word = offset / 8;
+    while bytes.len() < before + length {
+        let mixed = word.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17);
+        bytes.extend_from_slice(&mixed.to_le_bytes());
+        word += 1;
+    }
+    bytes.truncate(before + length);
+    bytes.drain(..before);
+    bytes
 }
 
 /// Length and FNV-1a hash of what was seen.
@@ -189,7 +222,10 @@ pub struct Checksum {
 
 impl Default for Checksum {
     fn default() -> Self {
-        Self { bytes: 0, hash: 0xcbf2_9ce4_8422_2325 }
+        Self {
+            bytes: 0,
+            hash: 0xcbf2_9ce4_8422_2325,
+        }
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn start(
         let bind_error = |error| IngressError::Bind { address: config.listen, error };
         let listener = shared.network.listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let tls = tls::acceptor(config)
+        let tls = tls::acceptor(config, &shared.config.common.credentials)
             .map_err(|why| IngressError::Tls { address: config.listen, why })?;
         bound.push((config, listener, address, tls));
     }
@@ -109,8 +109,11 @@ trait ServeConnection: Send + Sync + 'static {
     /// Serves one connection to its end. On [`Phase::Draining`] it ends as soon as it is idle.
     fn serve(self: Arc<Self>, socket: Box<dyn Socket>) -> impl Future<Output = ()> + Send;
 
-    /// Runs beside the connections; ends with the listener.
+    /// Runs beside the connections; ends with the last of them.
     fn background(self: Arc<Self>) -> impl Future<Output = ()> + Send;
+
+    /// Waits for what the connections have left behind, when the last of them has ended.
+    fn finish(self: Arc<Self>) -> impl Future<Output = ()> + Send;
 }
 
 /// Accepts until the proxy drains, then waits for the connections until they are cut.
@@ -158,4 +161,5 @@ async fn serve<S: ServeConnection>(
     drop(listener);
     tasks.join_all().await;
     background.shutdown(Duration::ZERO).await;
+    server.finish().await;
 }

@@ -66,9 +66,6 @@ impl Server {
 impl ServeConnection for Server {
     async fn serve(self: Arc<Self>, mut socket: Box<dyn Socket>) {
         let peer = socket.peer_addr();
-        // Whatever goes wrong until the tunnel stands, the user sees a reset and not an empty
-        // reply that looks whole.
-        socket.set_reset_on_close(true);
         let mut principal = Principal::Ingress(self.ingress.address.to_string());
         if let Some(tls) = &self.ingress.tls {
             match tls.accept(socket).await {
@@ -84,6 +81,9 @@ impl ServeConnection for Server {
                 }
             }
         }
+        // Whatever goes wrong until the tunnel stands, the user sees a reset and not an empty
+        // reply that looks whole.
+        socket.set_reset_on_close(true);
         let request = DialRequest {
             agent: self.agent.clone(),
             target: self.target.clone(),
@@ -107,4 +107,6 @@ impl ServeConnection for Server {
     }
 
     async fn background(self: Arc<Self>) {}
+
+    async fn finish(self: Arc<Self>) {}
 }

@@ -1,7 +1,7 @@
 //! The access log: one line for each request, when all of it is over.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use http::Method;
@@ -11,6 +11,7 @@ use mesh_proto::refusal::Reason;
 use mesh_proto::target::Target;
 use tokio::time::Instant;
 
+use super::connection::ConnectionState;
 use crate::proxy::metrics::ProxyMetrics;
 
 /// One request. It is logged when the last holder drops it, so on every path exactly once; the
@@ -18,6 +19,7 @@ use crate::proxy::metrics::ProxyMetrics;
 #[derive(Debug)]
 pub(super) struct Access {
     metrics: ProxyMetrics,
+    connection: Arc<ConnectionState>,
     started: Instant,
     method: Method,
     /// Without the query, which may hold secrets.
@@ -34,15 +36,19 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// A request has arrived.
+    /// A request has arrived. `bodyless`: it has no body.
     pub(super) fn begin(
         metrics: ProxyMetrics,
+        connection: Arc<ConnectionState>,
         method: Method,
         path: &str,
         peer: Option<SocketAddr>,
+        bodyless: bool,
     ) -> Self {
+        connection.request_began(bodyless);
         Self {
             metrics,
+            connection,
             started: Instant::now(),
             method,
             path: path.to_owned(),
@@ -86,14 +92,21 @@ impl Access {
         self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// All of the request's body has come.
+    pub(super) fn request_ended(&self) {
+        self.connection.request_ended();
+    }
+
     /// All of the response is on its way to the user.
-    pub(super) fn completed(&self) {
+    pub(super) fn response_ended(&self) {
         self.complete.store(true, Ordering::Relaxed);
+        self.connection.response_ended();
     }
 }
 
 impl Drop for Access {
     fn drop(&mut self) {
+        self.connection.request_over();
         let status = self.status.load(Ordering::Relaxed);
         let asked = self.asked.get();
         tracing::info!(

@@ -9,7 +9,6 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::access::Access;
-use super::connection::ConnectionState;
 
 /// The user's request body broke: the user has gone, or broke the protocol.
 #[derive(Debug, thiserror::Error)]
@@ -22,16 +21,14 @@ pub(super) struct RequestBody {
     /// `None` when there is none, as when a request is sent anew.
     inner: Option<Incoming>,
     access: Arc<Access>,
-    connection: Arc<ConnectionState>,
 }
 
 impl RequestBody {
     pub(super) fn new(
         inner: Option<Incoming>,
         access: Arc<Access>,
-        connection: Arc<ConnectionState>,
-    ) -> Self {
-        Self { inner, access, connection }
+        ) -> Self {
+        Self { inner, access }
     }
 }
 
@@ -52,7 +49,7 @@ impl Body for RequestBody {
             this.access.add_received(data.len() as u64);
         }
         if frame.is_none() || inner.is_end_stream() {
-            this.connection.request_ended();
+            this.access.request_ended();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(UserBodyError)))
     }
@@ -71,7 +68,6 @@ impl Body for RequestBody {
 pub(super) struct ResponseBody {
     inner: Inner,
     access: Arc<Access>,
-    connection: Arc<ConnectionState>,
 }
 
 #[derive(Debug)]
@@ -87,31 +83,28 @@ impl ResponseBody {
     pub(super) fn target(
         inner: Incoming,
         access: Arc<Access>,
-        connection: Arc<ConnectionState>,
-    ) -> Self {
-        Self::new(Inner::Target(inner), access, connection)
+        ) -> Self {
+        Self::new(Inner::Target(inner), access)
     }
 
     /// This proxy's.
     pub(super) fn text(
         text: Option<String>,
         access: Arc<Access>,
-        connection: Arc<ConnectionState>,
-    ) -> Self {
+        ) -> Self {
         let inner = text.map_or(Inner::None, |text| Inner::Text(Some(text.into())));
-        Self::new(inner, access, connection)
+        Self::new(inner, access)
     }
 
-    fn new(inner: Inner, access: Arc<Access>, connection: Arc<ConnectionState>) -> Self {
-        let body = Self { inner, access, connection };
+    fn new(inner: Inner, access: Arc<Access>) -> Self {
+        let body = Self { inner, access };
         body.note_end();
         body
     }
 
     fn note_end(&self) {
         if self.is_end_stream() {
-            self.access.completed();
-            self.connection.response_ended();
+            self.access.response_ended();
         }
     }
 }
