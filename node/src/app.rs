@@ -13,6 +13,7 @@ use crate::config::NodeConfig;
 use crate::hooks::Hooks;
 use crate::metrics::MetricsError;
 use crate::net::{Network, SystemNetwork};
+use crate::random::Random;
 use crate::proxy::{self, Proxy, ProxyParts};
 use crate::tasks::Tasks;
 
@@ -45,6 +46,8 @@ pub struct Parts {
     pub runtimes: Runtimes,
     /// The way out of the process.
     pub network: Arc<dyn Network>,
+    /// Where randomness comes from.
+    pub random: Random,
     /// The application's say.
     pub hooks: Hooks,
 }
@@ -59,6 +62,7 @@ impl Parts {
         Self {
             runtimes: Runtimes::current(),
             network: Arc::new(SystemNetwork),
+            random: Random::system(),
             hooks: Hooks::default(),
         }
     }
@@ -111,7 +115,7 @@ pub async fn build(config: NodeConfig) -> Result<Bound, BuildError> {
 /// # Errors
 /// [`BuildError`].
 pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, BuildError> {
-    let Parts { runtimes, network, hooks } = parts;
+    let Parts { runtimes, network, random, hooks } = parts;
     let registry = Registry::new();
     registry.register(Box::new(
         prometheus::process_collector::ProcessCollector::for_self(),
@@ -123,6 +127,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
         NodeConfig::Proxy(config) => {
             let parts = ProxyParts {
                 network,
+                random,
                 registry: registry.clone(),
                 hooks,
                 shards: runtimes.shards,
@@ -134,6 +139,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
         NodeConfig::Agent(config) => {
             let parts = AgentParts {
                 network,
+                random,
                 registry: registry.clone(),
                 hooks,
                 shards: runtimes.shards,

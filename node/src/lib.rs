@@ -12,6 +12,9 @@
 //! | [`app`] | the composition root: `build(config) -> Bound`, ordered shutdown |
 //! | [`config`] | files, environment and flags into validated structs |
 //! | [`net`] | sockets and names, behind a trait, so that tests bring their own |
+//! | [`random`] | where randomness comes from |
+//! | [`hooks`] | where an embedding application has its say |
+//! | [`metrics`] | what both roles measure |
 //! | [`quic`] | endpoints, transport limits, streams with the mesh's endings |
 //! | [`forward`] | bytes between a tunnel stream and a socket |
 //! | [`proxy`] | sessions of agents, the router, ingress |
@@ -30,6 +33,7 @@ pub mod metrics;
 pub mod net;
 pub mod proxy;
 pub mod quic;
+pub mod random;
 mod tasks;
 mod web;
 

@@ -92,13 +92,17 @@ pub fn free_port() -> Result<SocketAddr> {
     // takes it before the test does; above the demo's.
     for port in 10_000..32_000 {
         let name = format!("mesh-tests/port/{port}");
-        let Ok(reserved) = UnixListener::bind_addr(&unix::net::SocketAddr::from_abstract_name(name)?)
+        let Ok(reserved) =
+            UnixListener::bind_addr(&unix::net::SocketAddr::from_abstract_name(name)?)
         else {
             continue;
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
-            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
+            RESERVED
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(reserved);
             return Ok(address);
         }
     }
@@ -138,7 +142,11 @@ impl Process {
         let stdout = child.stdout.take().context("no standard output")?;
         let stderr = child.stderr.take().context("no standard error")?;
         let readers = vec![collect(stdout, log.clone()), collect(stderr, log.clone())];
-        Ok(Self { child, log, readers })
+        Ok(Self {
+            child,
+            log,
+            readers,
+        })
     }
 
     /// The process id.
@@ -234,9 +242,14 @@ fn collect(
     log: Arc<Mutex<Vec<String>>>,
 ) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        for line in BufReader::new(pipe).split(b'\n').map_while(std::result::Result::ok) {
+        for line in BufReader::new(pipe)
+            .split(b'\n')
+            .map_while(std::result::Result::ok)
+        {
             let line = String::from_utf8_lossy(&line).into_owned();
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            log.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(line);
         }
     })
 }

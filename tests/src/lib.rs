@@ -5,7 +5,10 @@
 //! | [`pki`] | a throwaway authority and its identities |
 //! | [`fleet`] | proxies and agents in this process, on free ports |
 //! | [`binary`] | the real binary, from config files |
+//! | [`installation`] | a proxy and an agent as a user installs them, of the real binary |
+//! | [`programs`] | curl, ssh, nginx and the like, as they are installed here |
 //! | [`services`] | targets for agents: echo, sources, sinks, scripts |
+//! | [`web`] | a target that makes and checks HTTP bodies of any size |
 //! | [`network`] | a network for nodes that counts bytes and breaks connections |
 //! | [`http`] | a plain HTTP/1.1 client and raw requests |
 //! | [`quic`] | a QUIC client that can misbehave |
@@ -17,13 +20,16 @@ pub mod binary;
 pub mod fleet;
 pub mod hostile;
 pub mod http;
+pub mod installation;
 pub mod logs;
 pub mod network;
 pub mod pki;
 pub mod probe;
+pub mod programs;
 pub mod quic;
 pub mod scripted;
 pub mod services;
+pub mod web;
 
 /// What tests return: any error fails the test with its chain.
 pub type Result<T = ()> = anyhow::Result<T>;

@@ -49,6 +49,26 @@ pub async fn until(what: &str, mut check: impl FnMut() -> bool) -> Result {
     .await
 }
 
+/// Looks at which a value must be the same for [`plateau`].
+const PLATEAU_LOOKS: u32 = 25;
+
+/// Waits until `value` has stopped changing, and returns it.
+///
+/// # Errors
+/// When [`PATIENCE`] is over.
+pub async fn plateau<T: PartialEq + Copy>(what: &str, mut value: impl FnMut() -> T) -> Result<T> {
+    let mut last = value();
+    let mut same = 0;
+    until(what, || {
+        let now = value();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        same >= PLATEAU_LOOKS
+    })
+    .await?;
+    Ok(last)
+}
+
 /// Prometheus' text format, by series: `name{label="value"}`.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(BTreeMap<String, f64>);

@@ -22,8 +22,19 @@ const TERM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Variables that would lead a program past the test: proxies, and certificates to trust.
 const MISLEADING: [&str; 13] = [
-    "http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY",
-    "CURL_CA_BUNDLE", "CURL_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSH_AUTH_SOCK", "RUST_LOG",
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "CURL_CA_BUNDLE",
+    "CURL_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "SSH_AUTH_SOCK",
+    "RUST_LOG",
 ];
 
 /// The path of an installed program.
@@ -60,7 +71,9 @@ pub fn command(program: &str) -> Result<Command> {
 pub fn curl<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Command> {
     let mut command = command("curl")?;
     // `-q` counts as the first argument alone.
-    command.args(["-q", "--silent", "--show-error", "--noproxy", "*"]).args(args);
+    command
+        .args(["-q", "--silent", "--show-error", "--noproxy", "*"])
+        .args(args);
     Ok(command)
 }
 
@@ -99,7 +112,12 @@ impl Finished {
             return Ok(self);
         }
         let start = String::from_utf8_lossy(&self.stdout[..self.stdout.len().min(4096)]);
-        bail!("{}: {}\n{start}\n{}", self.command, self.status, self.stderr)
+        bail!(
+            "{}: {}\n{start}\n{}",
+            self.command,
+            self.status,
+            self.stderr
+        )
     }
 }
 
@@ -181,7 +199,12 @@ pub fn run_piped(
             Ok(Err(error)) => bail!("{line}: cannot write its input: {error}\n{stderr}"),
             Err(_) => bail!("{line}: its input could not be made\n{stderr}"),
         }
-        Ok(Finished { command: line.clone(), status, stdout: Vec::new(), stderr })
+        Ok(Finished {
+            command: line.clone(),
+            status,
+            stdout: Vec::new(),
+            stderr,
+        })
     })
 }
 
@@ -220,14 +243,21 @@ impl Daemon {
     /// When it cannot be started, ends at once or does not listen; with what it wrote.
     pub fn start(command: Command, address: std::net::SocketAddr) -> Result<Self> {
         let name = command_line(&command);
-        let mut daemon = Self { process: Process::spawn(command)?, name };
+        let mut daemon = Self {
+            process: Process::spawn(command)?,
+            name,
+        };
         let started = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
             if let Some(status) = daemon.process.try_wait()? {
                 bail!("{}: ended ({status}):\n{}", daemon.name, daemon.log());
             }
             if started.elapsed() > PATIENCE {
-                bail!("{}: does not listen on {address}:\n{}", daemon.name, daemon.log());
+                bail!(
+                    "{}: does not listen on {address}:\n{}",
+                    daemon.name,
+                    daemon.log()
+                );
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -280,11 +310,15 @@ impl Sha256 {
     /// The digest in hexadecimal digits.
     #[must_use]
     pub fn finish(self) -> String {
-        self.0.finish().as_ref().iter().fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        self.0
+            .finish()
+            .as_ref()
+            .iter()
+            .fold(String::new(), |mut text, byte| {
+                // Writing to a String cannot fail.
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
     }
 }
 
@@ -294,7 +328,15 @@ impl Sha256 {
 /// When there is no such process.
 pub fn peak_resident_bytes(process: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().strip_suffix("kB").context("not in kB")?.trim().parse()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("no VmHWM")?;
+    let kib: u64 = line
+        .trim()
+        .strip_suffix("kB")
+        .context("not in kB")?
+        .trim()
+        .parse()?;
     Ok(kib << 10)
 }

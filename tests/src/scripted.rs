@@ -37,7 +37,10 @@ impl ScriptedNetwork {
     #[expect(clippy::expect_used, reason = "a test writes them down")]
     pub fn name(&self, host: &str, answers: &[&[&str]]) {
         let parse = |ip: &&str| ip.parse().expect("an IP address");
-        let answers = answers.iter().map(|answer| answer.iter().map(parse).collect()).collect();
+        let answers = answers
+            .iter()
+            .map(|answer| answer.iter().map(parse).collect())
+            .collect();
         self.script().answers.insert(host.to_owned(), answers);
     }
 
@@ -110,14 +113,20 @@ impl Network for ScriptedNetwork {
         let answer = {
             let mut script = self.script();
             script.resolved.push(host.to_owned());
-            script.answers.get_mut(host).and_then(|answers| match answers.len() {
-                0 | 1 => answers.front().cloned(),
-                _ => answers.pop_front(),
-            })
+            script
+                .answers
+                .get_mut(host)
+                .and_then(|answers| match answers.len() {
+                    0 | 1 => answers.front().cloned(),
+                    _ => answers.pop_front(),
+                })
         };
         Box::pin(async move {
             let ips = answer.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+            Ok(ips
+                .into_iter()
+                .map(|ip| SocketAddr::new(ip, port))
+                .collect())
         })
     }
 }

@@ -15,7 +15,7 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use super::Shared;
 use super::metrics::ConnectResult;
 use crate::hooks::Connected;
-use crate::quic::endpoint::{self, EndpointError};
+use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::transport;
 
@@ -144,8 +144,15 @@ async fn connect_to(
     remote: SocketAddr,
 ) -> Result<ProxyConnection, ConnectError> {
     let common = &shared.config.common;
-    let endpoint = endpoint::dialling(&*shared.network, &common.quic, &shared.keys, remote)?;
-    let client = endpoint::agent_client_config(&common.credentials, &common.quic, None)?;
+    let parts = EndpointParts {
+        network: &*shared.network,
+        random: &shared.random,
+        credentials: &common.credentials,
+        config: &common.quic,
+        keys: &shared.keys,
+    };
+    let endpoint = endpoint::dialling(&parts, remote)?;
+    let client = endpoint::agent_client_config(&parts, None)?;
     let server_name = common.cluster.proxy_dns_name();
     let timeout = common.quic.handshake_timeout;
     let connecting = endpoint

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
-use rand::RngCore;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,6 +21,7 @@ use crate::config::AgentConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
 use crate::net::{Network, SystemNetwork};
+use crate::random::Random;
 use crate::quic::keys::EndpointKeys;
 use crate::quic::stall::StallBudget;
 use crate::tasks::Tasks;
@@ -34,6 +34,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct Shared {
     pub(crate) config: AgentConfig,
     pub(crate) network: Arc<dyn Network>,
+    pub(crate) random: Random,
     pub(crate) hooks: Hooks,
     /// Tells this process from another one with the same identity.
     pub(crate) instance: [u8; 16],
@@ -64,6 +65,8 @@ pub struct AgentParts {
     pub network: Arc<dyn Network>,
     /// Where the metrics are registered.
     pub registry: Registry,
+    /// Where randomness comes from.
+    pub random: Random,
     /// The application's say.
     pub hooks: Hooks,
     /// The runtimes that connections are spread over.
@@ -80,6 +83,7 @@ impl AgentParts {
         Self {
             network: Arc::new(SystemNetwork),
             registry: Registry::new(),
+            random: Random::system(),
             hooks: Hooks::default(),
             shards: vec![Handle::current()],
         }
@@ -123,13 +127,12 @@ impl Agent {
             .set(config.common.credentials.not_after());
         let metrics = AgentMetrics::new(&parts.registry)?;
         let quic = &config.common.quic;
-        let mut instance = [0; 16];
-        rand::rng().fill_bytes(&mut instance);
         let shared = Arc::new(Shared {
             network: parts.network,
             hooks: parts.hooks,
-            instance,
-            keys: EndpointKeys::random(&mut rand::rng()),
+            instance: parts.random.bytes(),
+            keys: EndpointKeys::random(&mut parts.random.generator()),
+            random: parts.random,
             budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
             node_metrics,
             metrics,

@@ -31,6 +31,7 @@ pub(super) fn start(shared: &Arc<Shared>, tasks: &mut Tasks, shards: &[Handle]) 
 async fn keep(shared: Arc<Shared>, address: String) {
     let mut backoff = Backoff::default();
     let mut failing = Failing::default();
+    let mut rng = shared.random.generator();
     let mut leaving = shared.leaving.subscribe();
     while leaving.borrow_and_update().is_none() {
         let attempt = tokio::select! {
@@ -52,7 +53,7 @@ async fn keep(shared: Arc<Shared>, address: String) {
         }
         // Also after a connection that stood: a proxy that died takes all of its agents with it,
         // and they must not all be back in the same moment.
-        let wait = backoff.next(&mut rand::rng());
+        let wait = backoff.next(&mut rng);
         tracing::debug!(address, ?wait, "will connect again");
         tokio::select! {
             biased;

@@ -17,6 +17,7 @@ use mesh_proto::allow::AllowList;
 use mesh_proto::name::{Cluster, Group, NodeName};
 use mesh_proto::target::Target;
 use mesh_proto::wire::Protocol;
+use rand::RngCore as _;
 use tokio::net::{TcpListener, TcpStream};
 use tower_http::services::ServeDir;
 
@@ -267,7 +268,7 @@ fn make_files() -> std::io::Result<tempfile::TempDir> {
     file("hello.txt", b"Hello from behind the agent.\n")?;
     // Not compressible and not repeating, so that a lost or doubled piece shows.
     let mut large = vec![0; LARGE_FILE_BYTES];
-    rand::RngCore::fill_bytes(&mut rand::rng(), &mut large);
+    crate::random::Random::system().generator().fill_bytes(&mut large);
     file("large.bin", &large)?;
     Ok(dir)
 }

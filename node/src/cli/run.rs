@@ -15,6 +15,7 @@ use crate::app::{self, Parts, Runtimes};
 use crate::config::{self, LogConfig, LogFormat};
 use crate::hooks::Hooks;
 use crate::net::SystemNetwork;
+use crate::random::Random;
 
 /// Arguments of a node.
 #[derive(Debug, Args)]
@@ -40,6 +41,7 @@ pub fn run(args: RunArgs) -> Result<(), CliError> {
         let parts = Parts {
             runtimes: threads.runtimes(),
             network: std::sync::Arc::new(SystemNetwork),
+            random: Random::system(),
             hooks: Hooks::default(),
         };
         let bound = app::build_with(loaded.config, parts)

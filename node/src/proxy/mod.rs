@@ -31,7 +31,8 @@ use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
 use crate::net::{Network, SystemNetwork};
-use crate::quic::endpoint::{self, EndpointError};
+use crate::random::Random;
+use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::keys::{self, EndpointKeys, EndpointState, StateError};
 use crate::quic::stall::StallBudget;
 use crate::quic::TunnelStream;
@@ -109,6 +110,8 @@ pub struct ProxyParts {
     pub network: Arc<dyn Network>,
     /// Where the metrics are registered.
     pub registry: Registry,
+    /// Where randomness comes from.
+    pub random: Random,
     /// The application's say.
     pub hooks: Hooks,
     /// One runtime per shard; the first one also serves the ingress listeners.
@@ -125,6 +128,7 @@ impl ProxyParts {
         Self {
             network: Arc::new(SystemNetwork),
             registry: Registry::new(),
+            random: Random::system(),
             hooks: Hooks::default(),
             shards: vec![Handle::current()],
         }
@@ -171,11 +175,11 @@ impl Proxy {
     /// [`StartError`].
     pub async fn start_with(config: ProxyConfig, parts: ProxyParts) -> Result<Self, StartError> {
         let state = match &config.state_dir {
-            Some(dir) => keys::load(dir, &mut rand::rng())?,
+            Some(dir) => keys::load(dir, &mut parts.random.generator())?,
             // Without a state directory nothing tells this start from another but the time.
             None => EndpointState {
                 epoch: unix_seconds(),
-                keys: EndpointKeys::random(&mut rand::rng()),
+                keys: EndpointKeys::random(&mut parts.random.generator()),
             },
         };
         let node_metrics = NodeMetrics::new(&parts.registry)?;
@@ -205,19 +209,17 @@ impl Proxy {
         let mut address = shared.config.common.quic.listen;
         let several = parts.shards.len() > 1;
         for shard in &parts.shards {
-            let (shared, keys) = (shared.clone(), state.keys.clone());
             // On the shard's own runtime: the endpoint's socket and driver stay where they are made.
             let bound = {
                 let _entered = shard.enter();
-                endpoint::listen(
-                    &*shared.network,
-                    &shared.config.common.credentials,
-                    &shared.config.common.quic,
-                    &keys,
-                    address,
-                    &[ALPN_AGENT, ALPN_USER],
-                    several,
-                )?
+                let endpoint_parts = EndpointParts {
+                    network: &*shared.network,
+                    random: &parts.random,
+                    credentials: &shared.config.common.credentials,
+                    config: &shared.config.common.quic,
+                    keys: &state.keys,
+                };
+                endpoint::listen(&endpoint_parts, address, &[ALPN_AGENT, ALPN_USER], several)?
             };
             shared
                 .node_metrics

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use certs::Credentials;
 use mesh_proto::name::NodeName;
 use mesh_proto::wire::ALPN_AGENT;
-use quinn::EndpointConfig;
-use quinn_proto::HashedConnectionIdGenerator;
+use quinn::{ConnectionId, EndpointConfig};
 
+use super::connection_id::SignedConnectionIds;
 use super::keys::EndpointKeys;
 use super::transport::transport;
 use crate::config::QuicConfig;
 use crate::net::Network;
+use crate::random::Random;
 
 /// Half-open connections at one time; further ones are refused at once.
 const HALF_OPEN_MAX: usize = 4096;
@@ -52,20 +53,33 @@ pub struct BoundEndpoint {
     pub receive_buffer_bytes: usize,
 }
 
+/// What endpoints of one node are made with.
+#[derive(Debug, Clone, Copy)]
+pub struct EndpointParts<'a> {
+    /// The way out of the process.
+    pub network: &'a dyn Network,
+    /// Where randomness comes from.
+    pub random: &'a Random,
+    /// Who the node is.
+    pub credentials: &'a Credentials,
+    /// Limits and timers.
+    pub config: &'a QuicConfig,
+    /// Secrets.
+    pub keys: &'a EndpointKeys,
+}
+
 /// Makes a proxy's endpoint on the runtime of the caller; `alpn` are the kinds of connections
 /// that it serves, and `shared` whether other shards listen on the same address.
 ///
 /// # Errors
 /// [`EndpointError`].
 pub fn listen(
-    network: &dyn Network,
-    credentials: &Credentials,
-    config: &QuicConfig,
-    keys: &EndpointKeys,
+    parts: &EndpointParts<'_>,
     address: SocketAddr,
     alpn: &[&[u8]],
     shared: bool,
 ) -> Result<BoundEndpoint, EndpointError> {
+    let EndpointParts { credentials, config, keys, .. } = *parts;
     let tls = certs::proxy_server_config(credentials, alpn, certs::system_time())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
@@ -79,13 +93,7 @@ pub fn listen(
         .incoming_buffer_size_total(HALF_OPEN_TOTAL_BYTES_MAX)
         .migration(true);
 
-    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
-    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
-    let connection_id_key = keys.connection_id;
-    endpoint.cid_generator(move || {
-        Box::new(HashedConnectionIdGenerator::from_key(connection_id_key))
-    });
-    bind(network, config, endpoint, Some(server), address, shared)
+    bind(parts, Some(server), address, shared)
 }
 
 /// Makes an endpoint for one outgoing connection, on the runtime of the caller. Each attempt has
@@ -94,9 +102,7 @@ pub fn listen(
 /// # Errors
 /// [`EndpointError`].
 pub fn dialling(
-    network: &dyn Network,
-    config: &QuicConfig,
-    keys: &EndpointKeys,
+    parts: &EndpointParts<'_>,
     remote: SocketAddr,
 ) -> Result<quinn::Endpoint, EndpointError> {
     let address: SocketAddr = if remote.is_ipv6() {
@@ -104,9 +110,7 @@ pub fn dialling(
     } else {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     };
-    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
-    let endpoint = EndpointConfig::new(Arc::new(reset_key));
-    Ok(bind(network, config, endpoint, None, address, false)?.endpoint)
+    Ok(bind(parts, None, address, false)?.endpoint)
 }
 
 /// The client side of a connection from an agent; with `proxy`, only to the proxy of that name.
@@ -114,26 +118,34 @@ pub fn dialling(
 /// # Errors
 /// [`EndpointError`].
 pub fn agent_client_config(
-    credentials: &Credentials,
-    config: &QuicConfig,
+    parts: &EndpointParts<'_>,
     proxy: Option<&NodeName>,
 ) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls = certs::client_config(credentials, ALPN_AGENT, proxy, certs::system_time())?;
+    let tls = certs::client_config(parts.credentials, ALPN_AGENT, proxy, certs::system_time())?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-    client.transport_config(Arc::new(transport(config)));
+    client.transport_config(Arc::new(transport(parts.config)));
+    let random = parts.random.clone();
+    // Longer than the 8 bytes that RFC 9000, section 7.2, asks for.
+    client.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&random.bytes::<16>())));
     Ok(client)
 }
 
 fn bind(
-    network: &dyn Network,
-    config: &QuicConfig,
-    mut endpoint: EndpointConfig,
+    parts: &EndpointParts<'_>,
     server: Option<quinn::ServerConfig>,
     address: SocketAddr,
     shared: bool,
 ) -> Result<BoundEndpoint, EndpointError> {
+    let EndpointParts { network, random, config, keys, .. } = *parts;
+    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    let (connection_id_key, ids_random) = (keys.connection_id, random.clone());
+    endpoint.cid_generator(move || {
+        Box::new(SignedConnectionIds::new(connection_id_key, ids_random.generator()))
+    });
+    endpoint.rng_seed(Some(random.bytes()));
     // MTU discovery finds nothing above what the receiving endpoint says it takes. The value is
     // in range by the bounds of the config (1,200 to 6,500).
     let _ = endpoint.max_udp_payload_size(config.mtu_max);
