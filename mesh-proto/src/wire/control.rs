@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use super::codec;
 use super::frame::{Ext, Frame, FrameHeader, WireError};
 use super::limits::{CONTROL_BYTES_MAX, VERSION_BYTES_MAX};
+use super::members::Members;
 use crate::name::{Cluster, Generation, Group, NodeName, ServiceName};
 use crate::text::quote;
 
@@ -17,6 +18,7 @@ const AGENT_LEAVING: u16 = 0x0203;
 const PROXY_HELLO: u16 = 0x0301;
 const PROXY_DRAINING: u16 = 0x0302;
 const PROXY_RELEASED: u16 = 0x0303;
+const PROXY_MEMBERS: u16 = 0x0304;
 
 /// From the agent to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +132,8 @@ pub enum ProxyFrame {
     Draining(Draining),
     /// The proxy dials this agent no more, as it asked.
     Released(Released),
+    /// The proxies of the cluster, or what has changed of them.
+    Members(Members),
 }
 
 /// The proxy's first message.
@@ -184,6 +188,7 @@ impl Frame for ProxyFrame {
             Self::Hello(body) => codec::encode_frame::<Self>(PROXY_HELLO, body, out),
             Self::Draining(body) => codec::encode_frame::<Self>(PROXY_DRAINING, body, out),
             Self::Released(body) => codec::encode_frame::<Self>(PROXY_RELEASED, body, out),
+            Self::Members(body) => codec::encode_frame::<Self>(PROXY_MEMBERS, body, out),
         }
     }
 
@@ -197,6 +202,9 @@ impl Frame for ProxyFrame {
             }
             PROXY_RELEASED => {
                 codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Released(body)))
+            }
+            PROXY_MEMBERS => {
+                codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Members(body)))
             }
             _ => codec::unknown(header, body),
         }

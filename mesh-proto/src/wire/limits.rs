@@ -36,5 +36,14 @@ pub const EXT_ENTRIES_MAX: usize = 64;
 /// How many services one agent may announce.
 pub const SERVICES_MAX: usize = 1024;
 
+/// How many proxies one view may tell of.
+pub const MEMBERS_MAX: usize = 1024;
+
+/// How many addresses one proxy may advertise.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// The longest address, in bytes: a DNS name, a colon and a port.
+pub const ADDRESS_BYTES_MAX: usize = 259;
+
 /// How many hops between proxies a dial may have left.
 pub const HOPS_LEFT_MAX: u8 = 1;

@@ -12,12 +12,14 @@
 //! | `frame.rs` | the header, the trait [`Frame`], errors |
 //! | `codec.rs` | the only caller of bincode |
 //! | `stream.rs` | how every stream starts: [`Open`] and [`Answer`] |
+//! | `members.rs` | proxies, as a proxy tells agents of them |
 //! | `control.rs` | the control stream: [`AgentFrame`] and [`ProxyFrame`] |
 
 mod codec;
 pub mod control;
 pub mod frame;
 pub mod limits;
+pub mod members;
 pub mod stream;
 
 pub use control::{
@@ -26,6 +28,7 @@ pub use control::{
 };
 pub use frame::{Ext, Frame, FrameHeader, WireError};
 pub use limits::*;
+pub use members::{Member, MemberState, Members};
 pub use stream::{
     Answer, Dial, InvalidTraceContext, Open, OpenControl, Opened, Refused, TraceContext,
 };

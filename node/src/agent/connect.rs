@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
+use mesh_proto::name::NodeName;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Open, OpenControl, ProxyFrame, ProxyHello, Refused, Service,
     WireError,
@@ -32,6 +33,14 @@ pub(super) struct ProxyConnection {
     pub(super) hello: ProxyHello,
 }
 
+impl ProxyConnection {
+    /// Closes a connection to a proxy that another one leads to already.
+    pub(super) async fn close_duplicate(self) {
+        self.connection.close(CloseCode::Superseded.code().into(), b"connected already");
+        let _ = tokio::time::timeout(super::CLOSE_GRACE, self.endpoint.wait_idle()).await;
+    }
+}
+
 /// An attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
@@ -47,6 +56,8 @@ pub(super) enum ConnectError {
     Connection { remote: SocketAddr, error: ConnectionError },
     #[error("the proxy at {remote} broke the protocol: {error}")]
     Protocol { remote: SocketAddr, error: String },
+    #[error("it advertises no address")]
+    NoAddress,
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
 }
@@ -58,9 +69,10 @@ impl ConnectError {
             Self::Timeout { .. } => ConnectResult::Timeout,
             Self::Untrusted { .. } => ConnectResult::Untrusted,
             Self::Refused { .. } => ConnectResult::Refused,
-            Self::Connection { .. } | Self::Protocol { .. } | Self::Endpoint(_) => {
-                ConnectResult::Failed
-            }
+            Self::Connection { .. }
+            | Self::Protocol { .. }
+            | Self::NoAddress
+            | Self::Endpoint(_) => ConnectResult::Failed,
         }
     }
 
@@ -111,6 +123,7 @@ fn is_crypto(code: u64) -> bool {
 pub(super) async fn connect(
     shared: &Arc<Shared>,
     address: &str,
+    proxy: Option<&NodeName>,
 ) -> Result<ProxyConnection, ConnectError> {
     let timeout = shared.config.common.quic.handshake_timeout;
     let resolve_error = |error| ConnectError::Resolve { address: address.to_owned(), error };
@@ -120,7 +133,7 @@ pub(super) async fn connect(
         .map_err(resolve_error)?;
     let mut last = None;
     for remote in remotes.into_iter().take(ADDRESSES_MAX) {
-        match connect_to(shared, remote).await {
+        match connect_to(shared, remote, proxy).await {
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),
         }
@@ -142,6 +155,7 @@ async fn resolve(shared: &Shared, address: &str) -> io::Result<Vec<SocketAddr>> 
 async fn connect_to(
     shared: &Arc<Shared>,
     remote: SocketAddr,
+    proxy: Option<&NodeName>,
 ) -> Result<ProxyConnection, ConnectError> {
     let common = &shared.config.common;
     let parts = EndpointParts {
@@ -152,7 +166,7 @@ async fn connect_to(
         keys: &shared.keys,
     };
     let endpoint = endpoint::dialling(&parts, remote)?;
-    let client = endpoint::agent_client_config(&parts, None)?;
+    let client = endpoint::agent_client_config(&parts, proxy)?;
     let server_name = common.cluster.proxy_dns_name();
     let timeout = common.quic.handshake_timeout;
     let connecting = endpoint

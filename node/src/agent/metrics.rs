@@ -1,7 +1,10 @@
 //! What an agent measures.
 
+use std::time::Duration;
+
+use mesh_proto::pool::Counts;
 use mesh_proto::refusal::Reason;
-use prometheus::{IntCounterVec, IntGauge, Registry};
+use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
 
 use crate::metrics::{self, MetricsError};
 
@@ -18,17 +21,20 @@ pub enum ConnectResult {
     Untrusted,
     /// The proxy takes no connections now.
     Refused,
+    /// A proxy was reached that is connected already.
+    Duplicate,
     /// Another failure.
     Failed,
 }
 
 impl ConnectResult {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Ok,
         Self::ResolveFailed,
         Self::Timeout,
         Self::Untrusted,
         Self::Refused,
+        Self::Duplicate,
         Self::Failed,
     ];
 
@@ -41,6 +47,7 @@ impl ConnectResult {
             Self::Timeout => "timeout",
             Self::Untrusted => "untrusted",
             Self::Refused => "refused",
+            Self::Duplicate => "duplicate",
             Self::Failed => "failed",
         }
     }
@@ -49,10 +56,12 @@ impl ConnectResult {
 /// What an agent measures.
 #[derive(Debug, Clone)]
 pub struct AgentMetrics {
-    /// How many connections are wanted.
-    pub desired_proxies: IntGauge,
-    /// How many of them stand.
-    pub connected_proxies: IntGauge,
+    desired_proxies: IntGauge,
+    connected_proxies: IntGauge,
+    connections: IntGauge,
+    inflight_leases: IntGauge,
+    cooling_proxies: IntGauge,
+    backoff_seconds: Gauge,
     connects: IntCounterVec,
     dials: IntCounterVec,
 }
@@ -74,6 +83,28 @@ impl AgentMetrics {
                 "mesh_agent_connected_proxies",
                 "Desired proxies that this agent is connected to.",
             )?,
+            connections: metrics::gauge(
+                registry,
+                "mesh_agent_connections",
+                "All connections to proxies, those to draining proxies and old generations too.",
+            )?,
+            inflight_leases: metrics::gauge(
+                registry,
+                "mesh_agent_inflight_leases",
+                "Dials of proxies that are under way.",
+            )?,
+            cooling_proxies: metrics::gauge(
+                registry,
+                "mesh_agent_cooling_proxies",
+                "Proxies that are not dialled for a while, having failed.",
+            )?,
+            backoff_seconds: metrics::registered(
+                registry,
+                Gauge::new(
+                    "mesh_agent_backoff_seconds",
+                    "Time until a configured address is dialled again, having failed; as of the last change.",
+                )?,
+            )?,
             connects: metrics::counter_vec(
                 registry,
                 "mesh_agent_connects_total",
@@ -89,6 +120,16 @@ impl AgentMetrics {
                 Reason::ALL.iter().map(|reason| reason.as_str()).chain(["ok"]),
             )?,
         })
+    }
+
+    pub(super) fn pool(&self, counts: &Counts, backoff: Duration) {
+        let set = |gauge: &IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.desired_proxies, counts.desired);
+        set(&self.connected_proxies, counts.connected);
+        set(&self.connections, counts.held);
+        set(&self.inflight_leases, counts.dialling);
+        set(&self.cooling_proxies, counts.cooling);
+        self.backoff_seconds.set(backoff.as_secs_f64());
     }
 
     pub(super) fn connect(&self, result: ConnectResult) {

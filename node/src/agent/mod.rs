@@ -1,6 +1,5 @@
 //! The agent: dials out to proxies, and reaches the targets that they ask for.
 
-mod backoff;
 mod connect;
 pub mod metrics;
 mod pool;
@@ -35,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) config: AgentConfig,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) random: Random,
+    pub(crate) pool: Arc<pool::PoolState>,
     pub(crate) hooks: Hooks,
     /// Tells this process from another one with the same identity.
     pub(crate) instance: [u8; 16],
@@ -132,6 +132,10 @@ impl Agent {
             hooks: parts.hooks,
             instance: parts.random.bytes(),
             keys: EndpointKeys::random(&mut parts.random.generator()),
+            pool: Arc::new(pool::PoolState::new(
+                pool::of_config(&config),
+                parts.random.generator(),
+            )),
             random: parts.random,
             budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
             node_metrics,
@@ -145,7 +149,7 @@ impl Agent {
         let mut background = Tasks::new("buffer budget");
         background.spawn_on(shared.budget.clone().keep(), &first);
         let mut pool = Tasks::new("connection pool");
-        pool::start(&shared, &mut pool, &parts.shards);
+        pool.spawn_on(pool::run(shared.clone(), parts.shards), &first);
         tracing::info!(
             agent = %shared.config.common.name, cluster = %shared.config.common.cluster,
             proxies = shared.config.proxies.join(","), "agent started"

@@ -1,14 +1,18 @@
 //! A standing connection to a proxy: its control stream, and the dials that come through it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_proto::close::{CloseCode, ResetCode};
+use mesh_proto::pool::LetGo;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{AgentFrame, Answer, Leaving, Open, Opened, ProxyFrame, Refused, WireError};
 use quinn::{RecvStream, SendStream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connect::ProxyConnection;
+use super::pool::Lease;
 use super::{CLOSE_GRACE, Shared, target};
 use crate::forward;
 use crate::metrics::StreamMeter;
@@ -22,7 +26,6 @@ struct Standing<'a>(&'a Shared);
 impl<'a> Standing<'a> {
     fn new(shared: &'a Shared) -> Self {
         shared.connected.send_modify(|connected| *connected += 1);
-        shared.metrics.connected_proxies.inc();
         Self(shared)
     }
 }
@@ -30,12 +33,17 @@ impl<'a> Standing<'a> {
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         self.0.connected.send_modify(|connected| *connected -= 1);
-        self.0.metrics.connected_proxies.dec();
     }
 }
 
-/// Serves the connection until it ends, or until the agent has left it.
-pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
+/// Serves the connection until it ends, or until the agent has left it: because the agent leaves
+/// altogether, or because the pool lets the connection go.
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    connected: ProxyConnection,
+    lease: &Lease,
+    mut let_go: watch::Receiver<Option<LetGo>>,
+) {
     let ProxyConnection { endpoint, connection, mut control_send, mut control_recv, mut reader, hello } =
         connected;
     let standing = Standing::new(shared);
@@ -44,7 +52,15 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
     let mut leave_until: Option<Instant> = None;
     let mut released = false;
     loop {
-        let asked_to_leave = *leaving.borrow_and_update();
+        let let_go_now = *let_go.borrow_and_update();
+        let agent_leaves = *leaving.borrow_and_update();
+        let asked_to_leave = agent_leaves.or_else(|| {
+            let why = let_go_now?;
+            if leave_until.is_none() {
+                tracing::info!(proxy = %hello.name, why = why.as_str(), "letting a proxy go");
+            }
+            Some(Instant::now() + shared.config.common.drain_deadline)
+        });
         if let Some(until) = asked_to_leave
             && leave_until.is_none()
         {
@@ -70,7 +86,9 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
             }
             frame = reader.next::<ProxyFrame>(&mut control_recv) => match frame {
                 Ok(ProxyFrame::Released(_)) => released = true,
+                Ok(ProxyFrame::Members(members)) => lease.members(members, connection.rtt()),
                 Ok(ProxyFrame::Draining(draining)) => {
+                    lease.draining(Duration::from_millis(draining.deadline_ms));
                     tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
                 }
                 Ok(ProxyFrame::Hello(_)) => {
@@ -98,6 +116,11 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
             },
             () = streams.reap() => {}
             _ = leaving.changed(), if leave_until.is_none() => {}
+            Ok(()) = let_go.changed(), if leave_until.is_none() => {}
+            () = until(leave_until) => {
+                connection.close(CloseCode::Left.code().into(), b"the agent has left");
+                break;
+            }
         }
     }
     drop(standing);
@@ -112,6 +135,13 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
     // The streams have failed with the connection, and the sockets behind them are being reset.
     streams.shutdown(CLOSE_GRACE).await;
     let _ = tokio::time::timeout(CLOSE_GRACE, endpoint.wait_idle()).await;
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Serves one stream: a dial, from its request to its end.
