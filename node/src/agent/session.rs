@@ -43,6 +43,7 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
     let mut leaving = shared.leaving.subscribe();
     let mut leave_until: Option<Instant> = None;
     let mut released = false;
+    let mut proxy_leaves = false;
     loop {
         let asked_to_leave = *leaving.borrow_and_update();
         if let Some(until) = asked_to_leave
@@ -71,6 +72,7 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
             frame = reader.next::<ProxyFrame>(&mut control_recv) => match frame {
                 Ok(ProxyFrame::Released(_)) => released = true,
                 Ok(ProxyFrame::Draining(draining)) => {
+                    proxy_leaves = true;
                     tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
                 }
                 Ok(ProxyFrame::Hello(_)) => {
@@ -101,11 +103,19 @@ pub(super) async fn run(shared: &Arc<Shared>, connected: ProxyConnection) {
         }
     }
     drop(standing);
-    // Without its control stream a connection is of no use; closing a closed one changes nothing.
-    connection.close(CloseCode::ProtocolError.code().into(), b"the control stream is broken");
-    let reason = connection.closed().await;
+    let reason = match connection.close_reason() {
+        Some(reason) => reason,
+        None => {
+            // Without its control stream a connection is of no use.
+            let why = b"the control stream is broken";
+            connection.close(CloseCode::ProtocolError.code().into(), why);
+            connection.closed().await
+        }
+    };
     if leave_until.is_some() {
         tracing::info!(proxy = %hello.name, %reason, "left the proxy");
+    } else if proxy_leaves {
+        tracing::info!(proxy = %hello.name, %reason, "the proxy has left");
     } else {
         tracing::warn!(proxy = %hello.name, %reason, "lost the connection to a proxy, and will connect again");
     }
