@@ -104,6 +104,21 @@ pub trait Network: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
 }
 
+/// The addresses of `host:port`, in the resolver's order. The caller bounds the wait.
+///
+/// # Errors
+/// When it is not written so, or the name has no address.
+pub async fn resolve_address(network: &dyn Network, address: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = address.parse() {
+        return Ok(vec![address]);
+    }
+    let (host, port) = address
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port.parse().ok()?)))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not host:port"))?;
+    network.resolve(host, port).await
+}
+
 /// The operating system's sockets and resolver, on tokio.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemNetwork;

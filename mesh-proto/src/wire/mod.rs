@@ -13,6 +13,7 @@
 //! | `codec.rs` | the only caller of bincode |
 //! | `stream.rs` | how every stream starts: [`Open`] and [`Answer`] |
 //! | `members.rs` | proxies, as a proxy tells agents of them |
+//! | `peer.rs` | the control stream between proxies: [`PeerFrame`] |
 //! | `control.rs` | the control stream: [`AgentFrame`] and [`ProxyFrame`] |
 
 mod codec;
@@ -20,6 +21,7 @@ pub mod control;
 pub mod frame;
 pub mod limits;
 pub mod members;
+pub mod peer;
 pub mod stream;
 
 pub use control::{
@@ -29,6 +31,7 @@ pub use control::{
 pub use frame::{Ext, Frame, FrameHeader, WireError};
 pub use limits::*;
 pub use members::{Member, MemberState, Members};
+pub use peer::{PeerChanged, PeerFrame, PeerHello};
 pub use stream::{
     Answer, Dial, InvalidTraceContext, Open, OpenControl, Opened, Refused, TraceContext,
 };

@@ -16,6 +16,7 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use super::Shared;
 use super::metrics::ConnectResult;
 use crate::hooks::Connected;
+use crate::net::resolve_address;
 use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::transport;
@@ -127,7 +128,7 @@ pub(super) async fn connect(
 ) -> Result<ProxyConnection, ConnectError> {
     let timeout = shared.config.common.quic.handshake_timeout;
     let resolve_error = |error| ConnectError::Resolve { address: address.to_owned(), error };
-    let remotes = tokio::time::timeout(timeout, resolve(shared, address))
+    let remotes = tokio::time::timeout(timeout, resolve_address(&*shared.network, address))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(resolve_error)?;
@@ -139,17 +140,6 @@ pub(super) async fn connect(
         }
     }
     Err(last.unwrap_or_else(|| resolve_error(io::ErrorKind::NotFound.into())))
-}
-
-async fn resolve(shared: &Shared, address: &str) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = address.parse() {
-        return Ok(vec![address]);
-    }
-    let (host, port) = address
-        .rsplit_once(':')
-        .and_then(|(host, port)| Some((host, port.parse().ok()?)))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not host:port"))?;
-    shared.network.resolve(host, port).await
 }
 
 async fn connect_to(

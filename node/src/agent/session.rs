@@ -51,6 +51,7 @@ pub(super) async fn run(
     let mut leaving = shared.leaving.subscribe();
     let mut leave_until: Option<Instant> = None;
     let mut released = false;
+    let mut proxy_leaves = false;
     loop {
         let let_go_now = *let_go.borrow_and_update();
         let agent_leaves = *leaving.borrow_and_update();
@@ -88,6 +89,7 @@ pub(super) async fn run(
                 Ok(ProxyFrame::Released(_)) => released = true,
                 Ok(ProxyFrame::Members(members)) => lease.members(members, connection.rtt()),
                 Ok(ProxyFrame::Draining(draining)) => {
+                    proxy_leaves = true;
                     lease.draining(Duration::from_millis(draining.deadline_ms));
                     tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
                 }
@@ -124,11 +126,19 @@ pub(super) async fn run(
         }
     }
     drop(standing);
-    // Without its control stream a connection is of no use; closing a closed one changes nothing.
-    connection.close(CloseCode::ProtocolError.code().into(), b"the control stream is broken");
-    let reason = connection.closed().await;
+    let reason = match connection.close_reason() {
+        Some(reason) => reason,
+        None => {
+            // Without its control stream a connection is of no use.
+            let why = b"the control stream is broken";
+            connection.close(CloseCode::ProtocolError.code().into(), why);
+            connection.closed().await
+        }
+    };
     if leave_until.is_some() {
         tracing::info!(proxy = %hello.name, %reason, "left the proxy");
+    } else if proxy_leaves {
+        tracing::info!(proxy = %hello.name, %reason, "the proxy has left");
     } else {
         tracing::warn!(proxy = %hello.name, %reason, "lost the connection to a proxy, and will connect again");
     }

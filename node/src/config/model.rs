@@ -90,6 +90,8 @@ pub struct ProxyConfig {
     pub drain_notice: Duration,
     /// The longest that a dial may take, from the user's request to the connected target.
     pub dial_deadline: Duration,
+    /// The rate of agents that come back at which this proxy wants to be met.
+    pub reconnects_per_second: u32,
     /// The connection count announced to agents; `None` announces nothing.
     pub agent_connection_count: Option<u32>,
     /// Where the epoch and the QUIC keys are kept; without it each start is a stranger to agents.
@@ -109,6 +111,7 @@ impl ProxyConfig {
             peers: Vec::new(),
             drain_notice: Duration::from_secs(5),
             dial_deadline: Duration::from_secs(10),
+            reconnects_per_second: 200,
             agent_connection_count: None,
             state_dir: None,
             ingresses: Vec::new(),

@@ -9,7 +9,7 @@ use quinn::{Connection, ConnectionError, Incoming};
 use tokio::time::Instant;
 
 use super::metrics::HandshakeRefusal;
-use super::{Phase, Shared, control, users};
+use super::{Phase, Shared, control, peers, users};
 use crate::quic::identity::{self, Purpose};
 use crate::tasks::Tasks;
 
@@ -143,8 +143,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
         Ok(identity) => match purpose {
             Purpose::Agent => control::serve(shared, connection, identity.name).await,
             Purpose::User => users::serve(shared, connection, identity.name).await,
-            // Not offered in the handshake, and so not to be agreed on.
-            Purpose::Peer => connection.close(CloseCode::WrongKind.code().into(), b"no peers"),
+            Purpose::Peer => peers::serve(shared, connection).await,
         },
         Err(error) => {
             shared.metrics.refused(HandshakeRefusal::WrongKind);

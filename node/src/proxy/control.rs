@@ -8,12 +8,15 @@ use mesh_proto::name::NodeName;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Draining, Open, Opened, ProxyFrame, ProxyHello, Refused,
-    Released, WireError,
+    Member, Members, Released, WireError,
 };
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
+use rand::Rng as _;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::session::{Ending, NewSession, Registration};
+use super::view::REFRESH_INTERVAL;
 use super::{Phase, Shared};
 use crate::hooks::Connected;
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -41,10 +44,15 @@ enum HelloError {
     Encode(#[from] WireError),
 }
 
+/// How long changes of the view are gathered before agents are told.
+const COALESCE: Duration = Duration::from_millis(200);
+
 struct Control {
     send: SendStream,
     recv: RecvStream,
     reader: FrameReader,
+    /// The proxies, as this agent was told of them.
+    told: Vec<Member>,
 }
 
 /// Serves an agent's connection until it ends.
@@ -114,7 +122,7 @@ async fn greet(
     agent: NodeName,
 ) -> Result<(Control, Registration), HelloError> {
     let (send, recv) = connection.accept_bi().await?;
-    let mut control = Control { send, recv, reader: FrameReader::default() };
+    let mut control = Control { send, recv, reader: FrameReader::default(), told: Vec::new() };
     match control.reader.next::<Open>(&mut control.recv).await? {
         Open::Control(_) => {}
         Open::Dial(_) => return Err(HelloError::NotControl),
@@ -133,6 +141,7 @@ async fn greet(
         runtime: Handle::current(),
     });
     let config = &shared.config;
+    let told = shared.view.members();
     let mut answer = frames::encode(&Answer::Opened(Opened::default()))?;
     answer.extend(frames::encode(&ProxyFrame::Hello(ProxyHello {
         name: config.common.name.clone(),
@@ -144,7 +153,9 @@ async fn greet(
         version: env!("CARGO_PKG_VERSION").into(),
         ext: Vec::new(),
     }))?);
+    answer.extend(frames::encode(&members(shared, told.clone()))?);
     control.send.write_all(&answer).await?;
+    control.told = told;
     control.reader.converse();
     transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
     Ok((control, registration))
@@ -159,6 +170,11 @@ async fn converse(
     let session = &registration.session;
     let mut phase = shared.phase.subscribe();
     let mut drain_told = false;
+    let mut changes = shared.view.changes();
+    // Agents that came together must not be told together.
+    let mut rng = shared.random.generator();
+    let mut refresh = Instant::now() + REFRESH_INTERVAL.mul_f64(rng.random_range(0.5..1.0));
+    let mut tell_at: Option<Instant> = None;
     loop {
         if !drain_told && matches!(*phase.borrow_and_update(), Phase::Draining) {
             drain_told = true;
@@ -199,6 +215,28 @@ async fn converse(
                 Ok((send, recv)) => refuse_stream(send, recv).await,
                 Err(error) => return Ending::of(&error),
             },
+            changed = changes.changed(), if tell_at.is_none() => {
+                if changed.is_err() {
+                    return Ending::of(&connection.closed().await);
+                }
+                // Changes come in flocks, as when proxies are rolled: told together.
+                tell_at = Some(Instant::now() + COALESCE);
+            }
+            () = tokio::time::sleep_until(tell_at.unwrap_or(refresh)) => {
+                let all = shared.view.members();
+                let news: Vec<Member> = match tell_at.take() {
+                    Some(_) => all.iter().filter(|member| !control.told.contains(member)).cloned().collect(),
+                    None => {
+                        refresh = Instant::now() + REFRESH_INTERVAL;
+                        all.clone()
+                    }
+                };
+                control.told = all;
+                session.count_lost_packets(&shared.metrics);
+                if send(&mut control.send, &members(shared, news)).await.is_err() {
+                    return broken(connection);
+                }
+            }
             changed = phase.changed(), if !drain_told => {
                 // The sender lives as long as the proxy, which then closes the connection.
                 if changed.is_err() {
@@ -207,6 +245,16 @@ async fn converse(
             }
         }
     }
+}
+
+/// What agents are told of `members`.
+fn members(shared: &Shared, members: Vec<Member>) -> ProxyFrame {
+    ProxyFrame::Members(Members {
+        members,
+        agent_connection_count: shared.config.agent_connection_count,
+        reconnect_spread_ms: shared.reconnect_spread_ms(),
+        ext: Vec::new(),
+    })
 }
 
 /// The control stream is broken: with its connection, or by the agent alone.

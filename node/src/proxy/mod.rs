@@ -4,9 +4,11 @@ mod accept;
 mod control;
 pub mod ingress;
 pub mod metrics;
+mod peers;
 pub mod router;
 pub mod session;
 mod users;
+mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use mesh_proto::close::CloseCode;
 use mesh_proto::name::{AgentRef, InvalidName, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
-use mesh_proto::wire::{ALPN_AGENT, ALPN_USER};
+use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER, Member, MemberState};
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -27,6 +29,7 @@ use self::accept::Admission;
 use self::metrics::ProxyMetrics;
 use self::router::{DialError, DialRequest};
 use self::session::{Session, Sessions};
+use self::view::{MEMBER_TTL, View};
 use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -58,7 +61,9 @@ pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) hooks: Hooks,
+    pub(crate) random: Random,
     pub(crate) epoch: u64,
+    view: View,
     pub(crate) node_metrics: NodeMetrics,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) budget: Arc<StallBudget>,
@@ -78,6 +83,13 @@ impl Shared {
     fn session_ended(&self, agent: &NodeName) {
         // Nobody listens when there is no ingress that pools.
         let _ = self.ended_sessions.send(agent.clone());
+    }
+
+    /// Over how long agents spread their dials when they have lost a proxy: if all agents of this
+    /// one came to one other, it would meet them at the rate of its `reconnects_per_second`.
+    fn reconnect_spread_ms(&self) -> u64 {
+        let agents = u64::try_from(self.metrics.agents.get()).unwrap_or(0);
+        agents.saturating_mul(1000) / u64::from(self.config.reconnects_per_second.max(1))
     }
 
     /// The agents whose sessions end, from now on.
@@ -190,7 +202,18 @@ impl Proxy {
         let metrics = ProxyMetrics::new(&parts.registry)?;
         let quic = &config.common.quic;
         let shared = Arc::new(Shared {
+            view: View::new(Member {
+                name: config.common.name.clone(),
+                group: config.group.clone(),
+                generation: config.generation,
+                epoch: state.epoch,
+                addresses: Vec::new(),
+                state: MemberState::Alive,
+                ttl_ms: u64::try_from(MEMBER_TTL.as_millis()).unwrap_or(u64::MAX),
+                ext: Vec::new(),
+            }),
             epoch: state.epoch,
+            random: parts.random.clone(),
             network: parts.network,
             hooks: parts.hooks,
             budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
@@ -219,7 +242,7 @@ impl Proxy {
                     config: &shared.config.common.quic,
                     keys: &state.keys,
                 };
-                endpoint::listen(&endpoint_parts, address, &[ALPN_AGENT, ALPN_USER], several)?
+                endpoint::listen(&endpoint_parts, address, &[ALPN_AGENT, ALPN_PEER, ALPN_USER], several)?
             };
             shared
                 .node_metrics
@@ -232,6 +255,7 @@ impl Proxy {
                 .map_err(|error| EndpointError::Bind { address, error })?;
             endpoints.push(bound.endpoint);
         }
+        shared.view.set_own_addresses(advertised(&shared.config.common.quic.advertise, address));
         let mut listeners = Tasks::new("ingress");
         let first = parts.shards.first().cloned().unwrap_or_else(Handle::current);
         let ingress_addrs = ingress::start(&shared, &mut listeners, &first)?;
@@ -240,8 +264,11 @@ impl Proxy {
         for (shard, endpoint) in parts.shards.iter().zip(&endpoints) {
             connections.spawn_on(accept::run(shared.clone(), endpoint.clone()), shard);
         }
-        let mut background = Tasks::new("buffer budget");
+        let mut background = Tasks::new("background work of a proxy");
         background.spawn_on(shared.budget.clone().keep(), &first);
+        if let Some(endpoint) = endpoints.first() {
+            background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
+        }
         tracing::info!(
             proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
             group = %shared.config.group, generation = %shared.config.generation, epoch = shared.epoch,
@@ -314,6 +341,7 @@ impl Proxy {
         tokio::time::sleep(notice).await;
 
         self.shared.phase.send_replace(Phase::Draining);
+        self.shared.view.set_own_state(MemberState::Draining);
         let listeners_done = tokio::time::timeout_at(until, async {
             self.listeners.join_all().await;
             self.shared.node_metrics.no_streams().await;
@@ -351,6 +379,15 @@ impl Drop for Proxy {
             endpoint.close(CloseCode::Done.code().into(), b"the proxy was dropped");
         }
     }
+}
+
+/// Where agents are told to dial this proxy: as the config says, or where it listens, if that is an
+/// address that another host can use.
+fn advertised(configured: &[String], bound: SocketAddr) -> Vec<String> {
+    if configured.is_empty() && !bound.ip().is_unspecified() {
+        return vec![bound.to_string()];
+    }
+    configured.to_vec()
 }
 
 fn unix_seconds() -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use certs::Credentials;
 use mesh_proto::name::NodeName;
-use mesh_proto::wire::ALPN_AGENT;
+use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER};
 use quinn::{ConnectionId, EndpointConfig};
 
 use super::connection_id::SignedConnectionIds;
@@ -122,11 +122,32 @@ pub fn agent_client_config(
     proxy: Option<&NodeName>,
 ) -> Result<quinn::ClientConfig, EndpointError> {
     let tls = certs::client_config(parts.credentials, ALPN_AGENT, proxy, certs::system_time())?;
+    client_config(tls, parts.config, parts.random)
+}
+
+/// The client side of a connection between proxies.
+///
+/// # Errors
+/// [`EndpointError`].
+pub fn peer_client_config(
+    credentials: &Credentials,
+    config: &QuicConfig,
+    random: &Random,
+) -> Result<quinn::ClientConfig, EndpointError> {
+    let tls = certs::client_config(credentials, ALPN_PEER, None, certs::system_time())?;
+    client_config(tls, config, random)
+}
+
+fn client_config(
+    tls: rustls::ClientConfig,
+    config: &QuicConfig,
+    random: &Random,
+) -> Result<quinn::ClientConfig, EndpointError> {
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-    client.transport_config(Arc::new(transport(parts.config)));
-    let random = parts.random.clone();
+    client.transport_config(Arc::new(transport(config)));
+    let random = random.clone();
     // Longer than the 8 bytes that RFC 9000, section 7.2, asks for.
     client.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&random.bytes::<16>())));
     Ok(client)
