@@ -90,9 +90,11 @@ impl Demo {
         let (file_addr, file_server) = serve_files(port(8125), files.path()).await?;
         let identities = Identities::new()?;
 
-        let first = start_proxy(&identities, "proxy-1", port(8123)).await?;
-        let second = start_proxy(&identities, "proxy-2", port(8124)).await?;
-        let addresses = [&first, &second].map(|proxy| proxy.quic_addr().to_string()).to_vec();
+        let first = start_proxy(&identities, "proxy-1", port(8123), Vec::new()).await?;
+        // The second joins the first, and the agent learns of it there.
+        let addresses = vec![first.quic_addr().to_string()];
+        let second =
+            start_proxy(&identities, "proxy-2", port(8124), addresses.clone()).await?;
         let agent = start_agent(&identities, addresses, file_addr).await?;
         let demo = Self { files, file_server, file_addr, proxies: [first, second], agent };
 
@@ -230,12 +232,14 @@ async fn start_proxy(
     identities: &Identities,
     name: &str,
     http: SocketAddr,
+    peers: Vec<String>,
 ) -> Result<Proxy, CliError> {
     let group: Group = "demo".parse().map_err(|error| failed("group")(&error))?;
     let mut config = ProxyConfig::new(identities.issue(Kind::Proxy, name)?, group);
     config.common.quic.listen = (Ipv4Addr::LOCALHOST, 0).into();
     config.common.drain_deadline = Duration::from_secs(2);
     config.drain_notice = Duration::ZERO;
+    config.peers = peers;
     config.ingresses.push(IngressConfig::new(http, IngressKind::Http { upstream_ca: None }));
     Proxy::start(config).await.map_err(|error| {
         CliError::Failed(format!(

@@ -238,6 +238,7 @@ table!(
         drain_notice: Time,
         drain_deadline: Time,
         dial_deadline: Time,
+        reconnects_per_second: Number,
         agent_connection_count: Number,
         expected_agents_file: Text,
         state_dir: Text,

@@ -127,6 +127,7 @@ fn proxy_shape(proxy: &ProxyConfig, written: &Shape, paths: &Paths<'_>) -> Proxy
         drain_notice: time(proxy.drain_notice),
         drain_deadline: time(proxy.common.drain_deadline),
         dial_deadline: time(proxy.dial_deadline),
+        reconnects_per_second: number(proxy.reconnects_per_second),
         agent_connection_count: proxy.agent_connection_count.and_then(number),
         expected_agents_file: paths.absolute(
             "proxy.expected_agents_file",

@@ -36,6 +36,8 @@ pub(super) enum PeerError {
     Lies { claimed: NodeName, proven: NodeName },
     #[error("it is this proxy itself")]
     Itself,
+    #[error("this proxy leaves")]
+    Left,
     #[error("another proxy has this proxy's name, {0}: give each its own name and certificate")]
     SameName(NodeName),
     #[error("a newer start of the same name is known, or there are too many proxies")]
@@ -60,6 +62,20 @@ pub(super) enum PeerError {
     Endpoint(#[from] EndpointError),
 }
 
+impl PeerError {
+    /// Whether a connection that was in order has come to its end, as connections do.
+    fn is_end(&self) -> bool {
+        matches!(
+            self,
+            Self::Itself
+                | Self::Left
+                | Self::Connection(
+                    ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)
+                )
+        )
+    }
+}
+
 /// Keeps a connection to each configured peer, until the proxy ends.
 pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint) {
     let mut tasks = Tasks::new("connection to a peer");
@@ -78,7 +94,9 @@ async fn keep(shared: Arc<Shared>, endpoint: Endpoint, address: String) {
             Ok((connection, control, peer)) => {
                 failures = 0;
                 said.clear();
-                converse(&shared, &connection, control, peer).await
+                let error = converse(&shared, &connection, control, peer).await;
+                close(&shared, &connection, &error);
+                error
             }
             Err(error) => error,
         };
@@ -87,7 +105,9 @@ async fn keep(shared: Arc<Shared>, endpoint: Endpoint, address: String) {
             return;
         }
         let what = error.to_string();
-        if what != said && !shared.cut.is_cancelled() {
+        if error.is_end() || shared.cut.is_cancelled() {
+            tracing::debug!(address, "the connection to a peer has ended: {what}");
+        } else if what != said {
             tracing::warn!(address, "no connection to a peer, and will go on trying: {what}");
             said = what;
         }
@@ -158,13 +178,18 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
         Err(error) => error,
     };
     let remote = connection.remote_address();
-    match &error {
-        PeerError::Connection(_) | PeerError::Itself => {
-            tracing::debug!(%remote, %error, "a peer has gone");
-        }
-        _ => tracing::warn!(%remote, %error, "a peer's connection ended"),
+    if error.is_end() {
+        tracing::debug!(%remote, %error, "a peer has gone");
+    } else {
+        tracing::warn!(%remote, %error, "a peer's connection ended");
     }
-    connection.close(CloseCode::ProtocolError.code().into(), error.to_string().as_bytes());
+    close(&shared, &connection, &error);
+}
+
+/// Tells the peer why; nothing when the connection is closed already.
+fn close(shared: &Shared, connection: &Connection, error: &PeerError) {
+    let code = if shared.cut.is_cancelled() { CloseCode::Draining } else { CloseCode::ProtocolError };
+    connection.close(code.code().into(), error.to_string().as_bytes());
 }
 
 async fn accept(
@@ -258,7 +283,7 @@ async fn speak(
         }
         tokio::select! {
             biased;
-            () = shared.cut.cancelled() => return PeerError::Connection(ConnectionError::LocallyClosed),
+            () = shared.cut.cancelled() => return PeerError::Left,
             frame = control.reader.next::<PeerFrame>(&mut control.recv) => match frame {
                 Ok(PeerFrame::Changed(changed)) => {
                     if !presence.update(changed.member) {

@@ -95,6 +95,7 @@ impl View {
         }
         let name = member.name.clone();
         let mut members = self.lock();
+        let full = members.len() >= MEMBERS_MAX;
         match members.get_mut(&name) {
             Some(known) if known.member.epoch > member.epoch => return None,
             Some(known) => {
@@ -102,7 +103,7 @@ impl View {
                 known.connections += 1;
                 known.gone_since = None;
             }
-            None if members.len() >= MEMBERS_MAX => return None,
+            None if full => return None,
             None => {
                 members.insert(name.clone(), Known { member, connections: 1, gone_since: None });
             }

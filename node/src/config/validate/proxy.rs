@@ -28,6 +28,7 @@ pub(super) struct ProxyPart {
     drain_notice: Duration,
     drain_deadline: Duration,
     dial_deadline: Duration,
+    reconnects_per_second: u32,
     agent_connection_count: Option<u32>,
     state_dir: Option<PathBuf>,
     ingresses: Vec<IngressConfig>,
@@ -45,6 +46,7 @@ impl ProxyPart {
             peers: self.peers,
             drain_notice: self.drain_notice,
             dial_deadline: self.dial_deadline,
+            reconnects_per_second: self.reconnects_per_second,
             agent_connection_count: self.agent_connection_count,
             state_dir: self.state_dir,
             ingresses: self.ingresses,
@@ -100,6 +102,13 @@ pub(super) fn proxy(
             )
             .map(Some),
     };
+    let reconnects_per_second = check.number(
+        "proxy.reconnects_per_second",
+        section.reconnects_per_second,
+        1..=1_000_000,
+        200_u32,
+        "agents that have lost a proxy come back at that rate",
+    );
     if let Some(text) = &section.expected_agents_file {
         let read = check.read(
             "proxy.expected_agents_file",
@@ -149,6 +158,7 @@ pub(super) fn proxy(
         drain_notice,
         drain_deadline,
         dial_deadline: dial_deadline?,
+        reconnects_per_second: reconnects_per_second?,
         agent_connection_count: agent_connection_count?,
         state_dir: state_dir?,
         ingresses: ingresses.into_iter().collect::<Option<_>>()?,
@@ -161,7 +171,7 @@ fn peers(check: &mut Checker<'_>, section: &ProxyShape) -> Option<Vec<String>> {
     };
     let peers = check.dial_addresses("proxy.peers", &texts.0, PEERS_MAX)?;
     if !peers.is_empty() {
-        check.warn("proxy.peers", "this version does not route between proxies: peers are not joined, and an agent must connect to every proxy through which it is to be reached");
+        check.warn("proxy.peers", "this version tells agents of its peers but does not route between them: an agent is reached through the proxies that it is connected to, which is all of them unless a connection count says otherwise");
     }
     Some(peers)
 }
