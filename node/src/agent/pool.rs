@@ -67,18 +67,18 @@ async fn keep(shared: Arc<Shared>, address: String) {
 /// Keeps a proxy that cannot be reached from filling the log.
 #[derive(Debug, Default)]
 struct Failing {
-    what: String,
+    gist: String,
     times: u32,
 }
 
 impl Failing {
     fn log(&mut self, address: &str, error: &ConnectError) {
-        let what = error.to_string();
-        if self.what != what || self.times >= REPEAT_WARNING {
-            tracing::warn!(address, "cannot connect to a proxy, and will go on trying: {what}");
-            (self.what, self.times) = (what, 0);
+        let gist = error.gist();
+        if self.gist != gist || self.times >= REPEAT_WARNING {
+            tracing::warn!(address, "cannot connect to a proxy, and will go on trying: {error}");
+            (self.gist, self.times) = (gist, 0);
         } else {
-            tracing::debug!(address, "cannot connect to a proxy: {what}");
+            tracing::debug!(address, "cannot connect to a proxy: {error}");
         }
         self.times += 1;
     }

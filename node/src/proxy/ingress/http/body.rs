@@ -24,10 +24,7 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn new(
-        inner: Option<Incoming>,
-        access: Arc<Access>,
-        ) -> Self {
+    pub(super) fn new(inner: Option<Incoming>, access: Arc<Access>) -> Self {
         Self { inner, access }
     }
 }
@@ -41,7 +38,9 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UserBodyError>>> {
         let this = self.get_mut();
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let Some(inner) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
         let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -59,7 +58,9 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.inner
+            .as_ref()
+            .map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -80,18 +81,12 @@ enum Inner {
 
 impl ResponseBody {
     /// The target's.
-    pub(super) fn target(
-        inner: Incoming,
-        access: Arc<Access>,
-        ) -> Self {
+    pub(super) fn target(inner: Incoming, access: Arc<Access>) -> Self {
         Self::new(Inner::Target(inner), access)
     }
 
     /// This proxy's.
-    pub(super) fn text(
-        text: Option<String>,
-        access: Arc<Access>,
-        ) -> Self {
+    pub(super) fn text(text: Option<String>, access: Arc<Access>) -> Self {
         let inner = text.map_or(Inner::None, |text| Inner::Text(Some(text.into())));
         Self::new(inner, access)
     }
@@ -155,7 +150,9 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Target(inner) => inner.size_hint(),
-            Inner::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Inner::Text(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
             Inner::None => SizeHint::with_exact(0),
         }
     }
