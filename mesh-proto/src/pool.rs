@@ -13,9 +13,9 @@
 //!   many of the new one are connected and settled as old ones are held, and known as old ones are
 //!   known: a canary of a new generation does not empty the fleet onto itself.
 //! - When many agents lose a proxy at once, or hear of a new one, each waits for a part of the time
-//!   that proxies have announced, the *spread*: random for a loss, the agent's own for a new one. The
-//!   waits between dials through configured addresses, while a connection stands, are drawn up to twice
-//!   that time. So proxies meet a rate that they chose.
+//!   that proxies have announced, the *spread*: random for a loss, the agent's own for a new one. No
+//!   wait after a failure is drawn from less than twice that time, and dials through configured
+//!   addresses are that time apart while a connection stands. So proxies meet a rate that they chose.
 //! - More connections than wanted are closed one by one, the slowest first, after the view has been
 //!   stable for a while.
 //!
@@ -63,8 +63,6 @@ struct Connected {
     since: Time,
     rtt: Duration,
     through_configured: bool,
-    /// Has told its view.
-    told: bool,
     /// Has stood for a while.
     settled: bool,
     /// Asked to be let go.
@@ -92,6 +90,8 @@ pub struct Pool {
     /// When the members or the number of wanted connections changed last.
     view_changed: Time,
     wanted: usize,
+    /// When a proxy was told of for the first time.
+    first_heard: Option<Time>,
     ignored_members: u64,
 }
 
@@ -125,6 +125,7 @@ impl Pool {
             spread: Duration::ZERO,
             view_changed: Time::ZERO,
             wanted: 0,
+            first_heard: None,
             ignored_members: 0,
         }
     }
@@ -182,7 +183,6 @@ impl Pool {
             since: now,
             rtt: Duration::ZERO,
             through_configured: directed.is_none(),
-            told: false,
             settled: false,
             let_go: false,
         };
@@ -197,12 +197,13 @@ impl Pool {
                     self.cool_down(now, &directed, draw);
                 }
                 Some(_) => {}
-                None => self.duplicates.fail(now, self.duplicates_growth(), draw),
+                None => self.configured_duplicate(now, draw),
             }
             return Verdict::Duplicate;
         }
         if let Some(known) = self.members.get_mut(&proxy) {
             known.backoff.lift();
+            known.is_unreachable &= directed.is_none();
         }
         match directed {
             Some(directed) if directed != proxy => self.cool_down(now, &directed, draw),
@@ -212,12 +213,11 @@ impl Pool {
                 if self.is_desired(&proxy) {
                     self.duplicates.reset();
                     if others_stand {
-                        self.duplicates
-                            .wait(now, self.spread.saturating_mul(2), draw);
+                        self.duplicates.wait_until(now + self.spread);
                     }
                 } else if others_stand {
                     // It is held, and brings the mesh no nearer.
-                    self.duplicates.fail(now, self.duplicates_growth(), draw);
+                    self.configured_duplicate(now, draw);
                 }
             }
         }
@@ -241,10 +241,14 @@ impl Pool {
         let was_claimed = self.tracker.claimed_by(lease).is_some();
         match self.give_back(lease) {
             None => {}
-            Some(Link::Dialling(Some(proxy))) => self.cool_down(now, &proxy, draw),
+            Some(Link::Dialling(Some(proxy))) => {
+                if let Some(known) = self.members.get_mut(&proxy) {
+                    known.is_unreachable = true;
+                }
+                self.cool_down(now, &proxy, draw);
+            }
             Some(Link::Dialling(None)) => {
-                self.configured_failures
-                    .fail(now, self.configured_growth(), draw);
+                self.configured_failed(now, draw);
             }
             // Let go, or followed by a newer start: its end is no loss.
             Some(Link::Connected(_)) if !was_claimed => {}
@@ -254,8 +258,7 @@ impl Pool {
                 let is_known = self.members.contains_key(&link.reached.proxy);
                 self.cool_down(now, &link.reached.proxy, draw);
                 if !is_known || (link.through_configured && !link.settled) {
-                    self.configured_failures
-                        .fail(now, self.configured_growth(), draw);
+                    self.configured_failed(now, draw);
                 }
                 self.pace(now, draw.up_to(self.spread));
             }

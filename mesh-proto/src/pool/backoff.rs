@@ -18,17 +18,8 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// Of a whole fleet whose members each wait for a time drawn from zero to `bound`, twice the
-    /// fleet's size arrives in every `bound`. So the rate that proxies ask for with a spread is met
-    /// once waits have grown to twice that spread.
-    pub(super) fn up_to_twice(self, spread: Duration) -> Self {
-        Self {
-            first: self.first,
-            max: self.max.max(spread.saturating_mul(2)),
-        }
-    }
-
-    /// As [`Growth::up_to_twice`], from the first wait on.
+    /// Of a fleet whose agents each wait for times drawn from zero to a bound, twice its size arrives
+    /// in every such time. So waits up to twice the spread give the rate that proxies ask for.
     pub(super) fn from_twice(self, spread: Duration) -> Self {
         let twice = spread.saturating_mul(2);
         Self {
@@ -61,9 +52,9 @@ impl Backoff {
         self.until = Time::ZERO;
     }
 
-    /// Waits without a failure.
-    pub(super) fn wait(&mut self, now: Time, bound: Duration, draw: &mut dyn Draw) {
-        self.until = now + draw.up_to(bound);
+    /// Waits, though nothing has failed.
+    pub(super) fn wait_until(&mut self, until: Time) {
+        self.until = until;
     }
 
     /// The bound doubles with each failure; the wait is drawn from zero to it.
@@ -71,7 +62,7 @@ impl Backoff {
         let doubled = 2u32.saturating_pow(self.failures);
         let bound = growth.first.saturating_mul(doubled).min(growth.max);
         self.failures = self.failures.saturating_add(1);
-        self.wait(now, bound, draw);
+        self.until = now + draw.up_to(bound);
     }
 }
 
@@ -114,10 +105,6 @@ mod tests {
     #[test]
     fn a_spread_raises_the_bounds() {
         let spread = Duration::from_secs(20);
-        assert_eq!(
-            bounds(GROWTH.up_to_twice(spread), 9)[6..],
-            [32000, 40000, 40000]
-        );
         assert_eq!(bounds(GROWTH.from_twice(spread), 2), [40000, 40000]);
         assert_eq!(
             bounds(GROWTH.from_twice(Duration::from_secs(1)), 3),

@@ -6,6 +6,7 @@ use crate::name::NodeName;
 use crate::time::Time;
 
 use super::backoff::{Draw, Growth};
+use super::member::Known;
 use super::{Action, Link, Pool, Whom, rendezvous};
 
 impl Pool {
@@ -45,31 +46,51 @@ impl Pool {
                 .iter()
                 .any(|directed| directed.as_ref() == Some(name))
         };
-        let best = self
+        let candidates: Vec<(&NodeName, &Known)> = self
             .tracker
             .desired()
             .filter(|name| !self.tracker.is_claimed(&[name]))
             .filter_map(|name| self.members.get_key_value(&**name))
-            .filter(|(name, known)| {
-                !known.addresses.is_empty() && known.backoff.until() <= now && !is_dialled(name)
+            .filter(|(_, known)| !known.addresses.is_empty())
+            .collect();
+        let best = |is_unreachable: bool| {
+            candidates
+                .iter()
+                .filter(|(name, known)| {
+                    known.is_unreachable == is_unreachable
+                        && known.backoff.until() <= now
+                        && !is_dialled(name)
+                })
+                .max_by_key(|(name, _)| (rendezvous::score(&self.agent, name), *name))
+                .map(|(name, known)| Whom::Directed {
+                    proxy: (*name).clone(),
+                    addresses: known.addresses.clone(),
+                })
+        };
+        let configured = || {
+            // One at a time: two dials through one balancer may well reach one proxy.
+            let is_under_way = under_way.iter().any(|directed| directed.is_none());
+            let waits = self
+                .configured_failures
+                .until()
+                .max(self.duplicates.until());
+            let address = self.addresses.get(self.next_address)?;
+            (!is_under_way && now >= waits).then(|| Whom::Configured {
+                address: address.clone(),
             })
-            .max_by_key(|(name, _)| (rendezvous::score(&self.agent, name), (*name).clone()));
-        if let Some((name, known)) = best {
-            return Some(Whom::Directed {
-                proxy: name.clone(),
-                addresses: known.addresses.clone(),
-            });
+        };
+        // Those that nobody knows to be out of reach come first. But when all that was tried is out of
+        // reach, so may be the rest, and however many they are, trying them and trying them again must
+        // leave room for the balancer.
+        let unreachable = candidates
+            .iter()
+            .filter(|(_, known)| known.is_unreachable)
+            .count();
+        if unreachable >= self.limits.parallel_dials_max {
+            configured().or_else(|| best(false)).or_else(|| best(true))
+        } else {
+            best(false).or_else(configured).or_else(|| best(true))
         }
-        // One at a time: two dials through one balancer may well reach one proxy.
-        let waits = self
-            .configured_failures
-            .until()
-            .max(self.duplicates.until());
-        if now < waits || under_way.iter().any(|directed| directed.is_none()) {
-            return None;
-        }
-        let address = self.addresses.get(self.next_address)?.clone();
-        Some(Whom::Configured { address })
     }
 
     /// Dials nobody until the end of this wait. One under way is not prolonged: losses one after the
@@ -80,11 +101,34 @@ impl Pool {
         }
     }
 
+    /// Leaves a proxy alone for a while.
     pub(super) fn cool_down(&mut self, now: Time, proxy: &NodeName, draw: &mut dyn Draw) {
-        let growth = self.failures_growth().up_to_twice(self.spread);
+        let growth = self.failures_growth().from_twice(self.spread);
         if let Some(known) = self.members.get_mut(proxy) {
             known.backoff.fail(now, growth, draw);
         }
+    }
+
+    /// Leaves the configured addresses alone for a while, after a dial or what came of it has failed.
+    /// An agent that has a connection has time; one that has none takes its chances.
+    pub(super) fn configured_failed(&mut self, now: Time, draw: &mut dyn Draw) {
+        let growth = self.failures_growth();
+        if self.held().next().is_some() {
+            self.configured_failures
+                .fail(now + self.spread, growth, draw);
+        } else {
+            self.configured_failures
+                .fail(now, growth.from_twice(self.spread), draw);
+        }
+    }
+
+    /// Leaves the configured addresses alone for a while, after a dial that brought nothing new.
+    pub(super) fn configured_duplicate(&mut self, now: Time, draw: &mut dyn Draw) {
+        let growth = Growth {
+            first: self.limits.duplicate_first,
+            max: self.limits.duplicate_max,
+        };
+        self.duplicates.fail(now + self.spread, growth, draw);
     }
 
     fn failures_growth(&self) -> Growth {
@@ -92,23 +136,5 @@ impl Pool {
             first: self.limits.backoff_first,
             max: self.limits.backoff_max,
         }
-    }
-
-    /// An agent that has no connection at all hurries at first; others have time.
-    pub(super) fn configured_growth(&self) -> Growth {
-        let growth = self.failures_growth();
-        if self.held().next().is_some() {
-            growth.from_twice(self.spread)
-        } else {
-            growth.up_to_twice(self.spread)
-        }
-    }
-
-    pub(super) fn duplicates_growth(&self) -> Growth {
-        let growth = Growth {
-            first: self.limits.duplicate_first,
-            max: self.limits.duplicate_max,
-        };
-        growth.from_twice(self.spread)
     }
 }

@@ -46,7 +46,10 @@ impl Pool {
     /// Whether a connection that was just made is of no use: its proxy is not desired, and as many are
     /// held without it as are wanted.
     pub(super) fn is_superfluous(&self, lease: LeaseId) -> bool {
-        let others = self.held().filter(|(held, _)| *held != lease).count();
+        let others = self
+            .held()
+            .filter(|(held, _)| *held != lease && self.tracker.claimed_by(*held).is_some())
+            .count();
         others >= self.tracker.want().max(1)
             && self
                 .connected_to(lease)

@@ -11,15 +11,15 @@ pub struct Limits {
     pub members_max: usize,
     /// The longest that one telling of a proxy is believed.
     pub ttl_max: Duration,
-    /// The bound of the first wait after a dial failed.
+    /// The bound of the first wait after a dial failed, or twice the announced spread when that is
+    /// longer.
     pub backoff_first: Duration,
     /// The bound that those waits grow to, or twice the announced spread when that is longer.
     pub backoff_max: Duration,
     /// The bound of the first wait after a dial through a configured address has reached a proxy
-    /// that was connected already, or is not wanted; or twice the announced spread when that is
-    /// longer.
+    /// that was connected already, or is not needed. It comes after the announced spread.
     pub duplicate_first: Duration,
-    /// The bound that those waits grow to, or twice the announced spread when that is longer.
+    /// The bound that those waits grow to. They come after the announced spread.
     pub duplicate_max: Duration,
     /// A connection counts as settled when it has stood for this long.
     pub settle: Duration,

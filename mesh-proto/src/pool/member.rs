@@ -51,6 +51,8 @@ pub(super) struct Known {
     pub(super) expiry: Time,
     pub(super) state: MemberState,
     pub(super) backoff: Backoff,
+    /// The last directed dial has failed.
+    pub(super) is_unreachable: bool,
 }
 
 impl Known {
@@ -64,29 +66,28 @@ impl Pool {
     /// counts more than that of others.
     pub fn members(&mut self, now: Time, from: Option<LeaseId>, view: Vec<Member>) {
         let teller = from.and_then(|lease| self.connected_to(lease)).cloned();
-        let others_stand = self.held().any(|(lease, _)| Some(lease) != from);
-        let told_before = match from.and_then(|lease| self.links.get_mut(&lease)) {
-            Some(Link::Connected(link)) => std::mem::replace(&mut link.told, true),
-            Some(Link::Dialling(_)) | None => false,
-        };
         let mut news = None;
         for member in view {
             let about = (member.name.clone(), member.epoch);
+            self.first_heard.get_or_insert(now);
             if self.member(now, member, teller.as_ref()) && news.is_none() {
                 news = Some(about);
             }
         }
-        // What a first view tells is new to this agent alone. What is told later is heard by the whole
-        // fleet at once, and must not bring all of it to the new proxy in one moment.
+        // What is told first is new to this agent alone. What is told later is heard by the whole fleet
+        // at once, and must not bring all of it to one proxy in one moment.
+        let is_first = self
+            .first_heard
+            .is_some_and(|first| now < first + self.limits.settle);
         if let Some((name, epoch)) = news
-            && (others_stand || told_before)
+            && !is_first
         {
             let turn = rendezvous::turn(&self.agent, &name, epoch, self.spread);
             self.pace(now, turn);
         }
     }
 
-    /// Whether it may be dialled from now on, and could not before.
+    /// Whether there is a dial to be made for it: to it, or for a replacement.
     fn member(&mut self, now: Time, mut member: Member, teller: Option<&Reached>) -> bool {
         let of_itself = teller
             .is_some_and(|teller| teller.proxy == member.name && teller.epoch == member.epoch);
@@ -101,8 +102,7 @@ impl Pool {
         match member.state {
             MemberState::Alive => {}
             MemberState::Draining | MemberState::Gone => {
-                self.member_leaves(now, &member);
-                return false;
+                return self.member_leaves(now, &member);
             }
         }
         if !of_itself {
@@ -132,7 +132,8 @@ impl Pool {
         self.member_is_alive(now, member)
     }
 
-    fn member_leaves(&mut self, now: Time, member: &Member) {
+    fn member_leaves(&mut self, now: Time, member: &Member) -> bool {
+        let was_alive = self.members.get(&member.name).is_some_and(Known::is_alive);
         if member.state == MemberState::Draining {
             self.set_draining(&member.name, true);
         }
@@ -140,6 +141,7 @@ impl Pool {
         if let Some(known) = self.members.get_mut(&member.name) {
             known.epoch = member.epoch;
         }
+        was_alive && self.tracker.is_claimed(&[member.name.as_str()])
     }
 
     fn member_is_alive(&mut self, now: Time, mut member: Member) -> bool {
@@ -156,6 +158,7 @@ impl Pool {
                 expiry: now,
                 state: MemberState::Alive,
                 backoff: Backoff::default(),
+                is_unreachable: false,
             }
         });
         let is_back = !known.is_alive();
@@ -170,6 +173,7 @@ impl Pool {
             // What failed before says nothing. Addresses alone do not count, since two proxies may
             // differ about them, and go on telling so.
             known.backoff.reset();
+            known.is_unreachable = false;
         }
         known.group = member.group;
         known.generation = member.generation;
@@ -201,6 +205,7 @@ impl Pool {
                 expiry: now + ttl,
                 state: MemberState::Alive,
                 backoff: Backoff::default(),
+                is_unreachable: false,
             };
             self.members.insert(reached.proxy.clone(), known);
             self.track(now, &reached.proxy, ttl);

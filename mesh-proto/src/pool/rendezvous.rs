@@ -101,7 +101,10 @@ mod tests {
     #[test]
     fn scores_are_pinned() {
         assert_eq!(score(&name("a", 1), &name("p", 1)), 0x7231_87e6_0599_bf83);
-        assert_eq!(score(&name("agent", 42), &name("proxy", 7)), 0x5c35_a46c_b83b_2d5f);
+        assert_eq!(
+            score(&name("agent", 42), &name("proxy", 7)),
+            0x5c35_a46c_b83b_2d5f
+        );
         assert_ne!(
             score(&name("a", 1), &name("p", 1)),
             score(&name("p", 1), &name("a", 1))

@@ -24,11 +24,16 @@ fn faults(seed: u64) {
         hello: rng.up_to(seconds(1)),
         failures_per_mille: [0, 50, 300][rng.below(3)],
         linger: [millis(1), seconds(1), seconds(20)][rng.below(3)],
-        limits: Limits { stable: seconds(10), ..Limits::default() },
+        limits: Limits {
+            stable: seconds(10),
+            ..Limits::default()
+        },
         ..Setup::default()
     };
     let proxies = 1 + rng.below(5);
-    let mut world = World::new(setup).with_proxies(proxies).with_agents(3, own_count);
+    let mut world = World::new(setup)
+        .with_proxies(proxies)
+        .with_agents(3, own_count);
     let mut generation = 1;
     for _ in 0..40 {
         world.run(rng.up_to(seconds(20)));
@@ -81,12 +86,28 @@ fn faults(seed: u64) {
         .collect();
     let wanted = own_count.map_or(desired.len(), |count| desired.len().min(count as usize));
     for agent in &world.agents {
-        let serving: Vec<usize> =
-            agent.serving().into_iter().filter(|proxy| desired.contains(proxy)).collect();
-        assert_eq!(serving.len(), wanted, "seed {seed}: served by {:?}, desired {desired:?}", agent.serving());
+        let serving: Vec<usize> = agent
+            .serving()
+            .into_iter()
+            .filter(|proxy| desired.contains(proxy))
+            .collect();
+        assert_eq!(
+            serving.len(),
+            wanted,
+            "seed {seed}: served by {:?}, desired {desired:?}",
+            agent.serving()
+        );
         let counts = agent.pool.counts(world.now);
-        assert_eq!((counts.desired, counts.connected), (wanted, wanted), "seed {seed}: {counts:?}");
-        assert_eq!((counts.dialling, counts.cooling), (0, 0), "seed {seed}: {counts:?}");
+        assert_eq!(
+            (counts.desired, counts.connected),
+            (wanted, wanted),
+            "seed {seed}: {counts:?}"
+        );
+        assert_eq!(
+            (counts.dialling, counts.cooling),
+            (0, 0),
+            "seed {seed}: {counts:?}"
+        );
     }
     // Nothing moves any more.
     let dials: Vec<usize> = world.agents.iter().map(|agent| agent.dials()).collect();
@@ -113,7 +134,10 @@ fn next_wake_misses_nothing() {
             spread: [seconds(0), seconds(7)][rng.below(2)],
             ttl: [seconds(180), seconds(20)][rng.below(2)],
             failures_per_mille: [0, 300][rng.below(2)],
-            limits: Limits { stable: seconds(5), ..Limits::default() },
+            limits: Limits {
+                stable: seconds(5),
+                ..Limits::default()
+            },
             grid: millis(10),
             step,
             ..Setup::default()

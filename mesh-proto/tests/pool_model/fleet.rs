@@ -1,5 +1,7 @@
 //! Many agents: how they spread over proxies, and how they come back.
 
+use std::time::Duration;
+
 use super::world::{Agent, Balancer, Setup, World, millis, seconds};
 
 fn spread_of(loads: &[usize]) -> f64 {
@@ -10,10 +12,21 @@ fn spread_of(loads: &[usize]) -> f64 {
 #[test]
 fn peering_spreads_evenly() {
     for balancer in [Balancer::Random, Balancer::RoundRobin, Balancer::Sticky] {
-        let setup = Setup { balancer, checked: false, ..Setup::default() };
-        let mut world = World::new(setup).with_proxies(10).with_agents(10_000, Some(3));
+        let setup = Setup {
+            balancer,
+            checked: false,
+            ..Setup::default()
+        };
+        let mut world = World::new(setup)
+            .with_proxies(10)
+            .with_agents(10_000, Some(3));
         world.run(seconds(20));
-        assert!(world.agents.iter().all(|agent| agent.serving().len() == 3 && agent.dials() == 3));
+        assert!(
+            world
+                .agents
+                .iter()
+                .all(|agent| agent.serving().len() == 3 && agent.dials() == 3)
+        );
         let loads = world.loads();
         println!("{balancer:?}: {loads:?}, {:.3}", spread_of(&loads));
         assert!(spread_of(&loads) < 1.10, "{balancer:?}: {loads:?}");
@@ -23,8 +36,14 @@ fn peering_spreads_evenly() {
 /// Even a balancer that sends everybody to one proxy does not spoil what is chosen directly.
 #[test]
 fn peering_behind_a_stuck_balancer_skews_by_one_connection_only() {
-    let setup = Setup { balancer: Balancer::Always(0), checked: false, ..Setup::default() };
-    let mut world = World::new(setup).with_proxies(10).with_agents(2000, Some(3));
+    let setup = Setup {
+        balancer: Balancer::Always(0),
+        checked: false,
+        ..Setup::default()
+    };
+    let mut world = World::new(setup)
+        .with_proxies(10)
+        .with_agents(2000, Some(3));
     world.run(seconds(20));
     let loads = world.loads();
     assert_eq!(loads[0], 2000);
@@ -33,7 +52,10 @@ fn peering_behind_a_stuck_balancer_skews_by_one_connection_only() {
 
 #[test]
 fn agents_survive_proxy_loss_and_return() {
-    let setup = Setup { spread: seconds(5), ..Setup::default() };
+    let setup = Setup {
+        spread: seconds(5),
+        ..Setup::default()
+    };
     let mut world = World::new(setup).with_proxies(5).with_agents(100, None);
     world.run_until(seconds(5), "a full mesh", World::is_full_mesh);
     for round in 0..4 {
@@ -61,13 +83,21 @@ fn agents_survive_proxy_loss_and_return() {
     }
     world.run(seconds(300));
     assert!(world.is_full_mesh());
-    assert!(world.agents.iter().all(|agent| agent.pool.counts(world.now).desired == 1));
+    assert!(
+        world
+            .agents
+            .iter()
+            .all(|agent| agent.pool.counts(world.now).desired == 1)
+    );
 }
 
 /// A flapping proxy does not keep an agent from the others: a wait under way is not prolonged.
 #[test]
 fn losses_one_after_the_other_do_not_starve() {
-    let setup = Setup { spread: seconds(20), ..Setup::default() };
+    let setup = Setup {
+        spread: seconds(20),
+        ..Setup::default()
+    };
     let mut world = World::new(setup).with_proxies(10).with_agents(50, None);
     world.run_until(seconds(5), "a full mesh", World::is_full_mesh);
     let mut fewest = 10;
@@ -77,7 +107,13 @@ fn losses_one_after_the_other_do_not_starve() {
         world.run(seconds(4));
         world.start(round % 10);
         world.run(seconds(1));
-        fewest = world.agents.iter().map(|agent| agent.serving().len()).min().unwrap().min(fewest);
+        fewest = world
+            .agents
+            .iter()
+            .map(|agent| agent.serving().len())
+            .min()
+            .unwrap()
+            .min(fewest);
     }
     println!("at the worst moment an agent held {fewest} of 10");
     // 20 s of waiting, in which four more are lost.
@@ -107,44 +143,69 @@ fn noise(budget: f64) -> f64 {
 const AGENTS: usize = 1000;
 const BUDGET: f64 = 20.0;
 
-fn herd(balancer: Balancer, proxies: usize, count: Option<u32>) -> World {
+/// `crash_noticed`: by peers, who tell of it.
+fn herd(balancer: Balancer, proxies: usize, count: Option<u32>, crash_noticed: Duration) -> World {
     let setup = Setup {
         balancer,
         spread: seconds(50),
         checked: false,
         // Dials to the dead one do not fail soon.
         dial_timeout: seconds(5),
-        crash_noticed: seconds(60),
+        crash_noticed,
+        loss_noticed: seconds(15),
         ..Setup::default()
     };
-    let mut world = World::new(setup).with_proxies(proxies).with_agents(AGENTS, count);
+    let mut world = World::new(setup)
+        .with_proxies(proxies)
+        .with_agents(AGENTS, count);
     world.run(seconds(60));
-    assert!(world.agents.iter().all(|agent| agent.dials() == agent.connections.len()));
+    assert!(
+        world
+            .agents
+            .iter()
+            .all(|agent| agent.dials() == agent.connections.len())
+    );
     world
 }
 
 #[test]
 fn thundering_herd_is_paced() {
-    for (balancer, proxies, count) in [
-        (Balancer::Random, 2, None),
-        (Balancer::Random, 3, None),
-        (Balancer::RoundRobin, 5, None),
-        (Balancer::Random, 10, Some(3)),
-        (Balancer::Random, 3, Some(1)),
+    for (balancer, proxies, count, crash_noticed) in [
+        (Balancer::Random, 2, None, 60),
+        (Balancer::Random, 3, None, 60),
+        (Balancer::RoundRobin, 5, None, 60),
+        (Balancer::Random, 10, Some(3), 60),
+        (Balancer::Random, 3, Some(1), 60),
+        (Balancer::Random, 3, Some(1), 0),
+        (Balancer::Random, 4, Some(3), 2),
     ] {
-        let mut world = herd(balancer, proxies, count);
+        let mut world = herd(balancer, proxies, count, seconds(crash_noticed));
         let from = world.now.elapsed().as_secs() + 1;
         world.crash(0);
         // Longer than it takes until it is forgotten.
         world.run(seconds(400));
         let rates = rates(&world, from);
-        println!("{proxies} proxies, {count:?} connections, {balancer:?}: after a death {:.1?}", &rates[1..]);
+        println!(
+            "{proxies} proxies, {count:?} connections, {balancer:?}: after a death {:.1?}",
+            &rates[1..]
+        );
         for (most, mean, _) in &rates[1..] {
-            assert!(*mean <= BUDGET * 1.3, "{balancer:?}, {proxies} proxies: {rates:?}");
-            assert!(*most as f64 <= noise(BUDGET), "{balancer:?}, {proxies} proxies: {rates:?}");
+            assert!(
+                *mean <= BUDGET * 1.3,
+                "{balancer:?}, {proxies} proxies: {rates:?}"
+            );
+            assert!(
+                *most as f64 <= noise(BUDGET),
+                "{balancer:?}, {proxies} proxies: {rates:?}"
+            );
         }
         let wanted = count.map_or(proxies - 1, |count| count as usize);
-        assert!(world.agents.iter().all(|agent| agent.serving().len() == wanted));
+        assert!(
+            world
+                .agents
+                .iter()
+                .all(|agent| agent.serving().len() == wanted)
+        );
 
         // It comes back, and all hear of it in the same moment.
         let from = world.now.elapsed().as_secs();
@@ -153,8 +214,14 @@ fn thundering_herd_is_paced() {
         let rates = self::rates(&world, from);
         println!("{:>50}: after its return {:.1?}", "", &rates);
         for (most, mean, _) in &rates {
-            assert!(*mean <= BUDGET * 1.3, "{balancer:?}, {proxies} proxies: {rates:?}");
-            assert!(*most as f64 <= noise(BUDGET), "{balancer:?}, {proxies} proxies: {rates:?}");
+            assert!(
+                *mean <= BUDGET * 1.3,
+                "{balancer:?}, {proxies} proxies: {rates:?}"
+            );
+            assert!(
+                *most as f64 <= noise(BUDGET),
+                "{balancer:?}, {proxies} proxies: {rates:?}"
+            );
         }
         if count.is_none() {
             assert!(world.is_full_mesh());
@@ -165,12 +232,17 @@ fn thundering_herd_is_paced() {
 #[test]
 fn full_outage_and_return() {
     for outage in [3, 30, 1200] {
-        let mut world = herd(Balancer::Random, 4, None);
+        let mut world = herd(Balancer::Random, 4, None, seconds(60));
         for proxy in 0..4 {
             world.crash(proxy);
         }
         world.run(seconds(outage));
-        assert!(world.agents.iter().all(|agent| agent.connections.is_empty() || outage < 5));
+        assert!(
+            world
+                .agents
+                .iter()
+                .all(|agent| agent.connections.is_empty() || outage < 5)
+        );
         for proxy in 0..4 {
             world.start(proxy);
         }
@@ -188,7 +260,10 @@ fn full_outage_and_return() {
 /// Without an announced spread a lone agent is back as soon as its proxy is.
 #[test]
 fn a_lone_agent_is_back_soon() {
-    let setup = Setup { dial_timeout: millis(100), ..Setup::default() };
+    let setup = Setup {
+        dial_timeout: millis(100),
+        ..Setup::default()
+    };
     let mut world = World::new(setup).with_proxies(1).with_agents(1, None);
     world.run(seconds(10));
     world.crash(0);

@@ -5,28 +5,48 @@ use std::time::Duration;
 use super::world::{Balancer, Setup, World, seconds};
 
 /// Dials until a lone agent is connected to all of `count` proxies, and how long that took.
-fn dials_to_mesh(count: usize, balancer: Balancer, reachable: bool, seed: u64) -> (usize, Duration) {
-    let mut world = World::new(Setup { seed, balancer, ..Setup::default() }).with_proxies(count);
+fn dials_to_mesh(
+    count: usize,
+    balancer: Balancer,
+    reachable: bool,
+    seed: u64,
+) -> (usize, Duration) {
+    let mut world = World::new(Setup {
+        seed,
+        balancer,
+        ..Setup::default()
+    })
+    .with_proxies(count);
     for proxy in &mut world.proxies {
         proxy.reachable = reachable;
     }
     world.add_agent(None);
     let time = world.run_until(seconds(6 * 3600), "a full mesh", World::is_full_mesh);
     let agent = &world.agents[0];
-    let dials = if reachable { agent.dials() } else { agent.dials_configured };
+    let dials = if reachable {
+        agent.dials()
+    } else {
+        agent.dials_configured
+    };
     (dials, time)
 }
 
 #[test]
 fn no_redundant_dial() {
-    for balancer in
-        [Balancer::RoundRobin, Balancer::Random, Balancer::Sticky, Balancer::Always(0)]
-    {
+    for balancer in [
+        Balancer::RoundRobin,
+        Balancer::Random,
+        Balancer::Sticky,
+        Balancer::Always(0),
+    ] {
         for count in [1, 2, 3, 5, 10, 50] {
             for seed in 0..20 {
                 let (dials, time) = dials_to_mesh(count, balancer, true, seed);
                 assert_eq!(dials, count, "{balancer:?}, seed {seed}");
-                assert!(time < seconds(2), "{count} proxies, {balancer:?}, seed {seed}: {time:?}");
+                assert!(
+                    time < seconds(2),
+                    "{count} proxies, {balancer:?}, seed {seed}: {time:?}"
+                );
             }
         }
     }
@@ -35,7 +55,10 @@ fn no_redundant_dial() {
 /// Also when a spread is announced: what a first view tells is new to one agent alone.
 #[test]
 fn a_first_view_is_not_paced() {
-    let setup = Setup { spread: seconds(300), ..Setup::default() };
+    let setup = Setup {
+        spread: seconds(300),
+        ..Setup::default()
+    };
     let mut world = World::new(setup).with_proxies(10).with_agents(1, None);
     world.run_until(seconds(2), "a full mesh", World::is_full_mesh);
     assert_eq!(world.agents[0].dials(), 10);
@@ -45,12 +68,18 @@ fn a_first_view_is_not_paced() {
 
 #[test]
 fn an_idle_pool_costs_nothing() {
-    let mut world = World::new(Setup::default()).with_proxies(5).with_agents(1, None);
+    let mut world = World::new(Setup::default())
+        .with_proxies(5)
+        .with_agents(1, None);
     world.run(seconds(60));
     let wakes = world.agents[0].wakes;
     world.run(seconds(3600));
     assert_eq!(world.agents[0].dials(), 5);
-    assert!(world.agents[0].wakes - wakes <= 2, "{}", world.agents[0].wakes - wakes);
+    assert!(
+        world.agents[0].wakes - wakes <= 2,
+        "{}",
+        world.agents[0].wakes - wakes
+    );
 }
 
 #[test]
@@ -64,7 +93,10 @@ fn mesh_through_round_robin_lb() {
     // A lone agent behind a round robin gets all of them in turn, even without direct addresses.
     for count in [2, 3, 4, 10] {
         let (dials, _) = dials_to_mesh(count, Balancer::RoundRobin, false, 1);
-        assert!(dials <= count + 1, "{count} proxies: {dials} dials through the balancer");
+        assert!(
+            dials <= count + 1,
+            "{count} proxies: {dials} dials through the balancer"
+        );
     }
 }
 
@@ -75,7 +107,9 @@ fn fair_coins(count: usize) -> f64 {
 
 #[test]
 fn dials_to_full_mesh() {
-    println!("proxies  directed  balancer alone  fair coin  time (directed)  time (balancer alone)");
+    println!(
+        "proxies  directed  balancer alone  fair coin  time (directed)  time (balancer alone)"
+    );
     for (count, runs) in [(2, 2000), (3, 2000), (5, 1000), (10, 500), (50, 100)] {
         let sum = |reachable| {
             (0..runs).fold((0, Duration::ZERO), |(dials, time), seed| {
@@ -94,7 +128,10 @@ fn dials_to_full_mesh() {
             time_balanced / u32::try_from(runs).unwrap(),
         );
         assert!((directed - count as f64).abs() < 1e-9);
-        assert!(balanced < expected * 1.06, "{count}: {balanced} dials, expected {expected}");
+        assert!(
+            balanced < expected * 1.06,
+            "{count}: {balanced} dials, expected {expected}"
+        );
     }
 }
 
@@ -102,7 +139,11 @@ fn dials_to_full_mesh() {
 #[test]
 fn a_sticky_balancer_is_left_alone() {
     for balancer in [Balancer::Sticky, Balancer::Always(1)] {
-        let mut world = World::new(Setup { balancer, ..Setup::default() }).with_proxies(4);
+        let mut world = World::new(Setup {
+            balancer,
+            ..Setup::default()
+        })
+        .with_proxies(4);
         for proxy in &mut world.proxies {
             proxy.reachable = false;
         }
@@ -111,7 +152,11 @@ fn a_sticky_balancer_is_left_alone() {
         let agent = &world.agents[0];
         assert_eq!(agent.connections.len(), 1);
         // Waits of up to 10 s, drawn evenly, and the dials in between.
-        assert!((400..1000).contains(&agent.dials_configured), "{}", agent.dials_configured);
+        assert!(
+            (400..1000).contains(&agent.dials_configured),
+            "{}",
+            agent.dials_configured
+        );
         assert!(agent.dials_directed < 1200, "{}", agent.dials_directed);
     }
 }
@@ -119,7 +164,9 @@ fn a_sticky_balancer_is_left_alone() {
 /// Proxies behind one address that know nothing of each other are no reason to dial on and on.
 #[test]
 fn a_proxy_that_stands_alone_is_dialled_once() {
-    let mut world = World::new(Setup::default()).with_proxies(1).with_agents(1, None);
+    let mut world = World::new(Setup::default())
+        .with_proxies(1)
+        .with_agents(1, None);
     world.run(seconds(3600));
     assert_eq!(world.agents[0].dials(), 1);
 }
@@ -128,7 +175,11 @@ fn a_proxy_that_stands_alone_is_dialled_once() {
 #[test]
 fn unreachable_addresses_are_reached_through_the_balancer() {
     for seed in 0..50 {
-        let setup = Setup { seed, balancer: Balancer::Random, ..Setup::default() };
+        let setup = Setup {
+            seed,
+            balancer: Balancer::Random,
+            ..Setup::default()
+        };
         let mut world = World::new(setup).with_proxies(6);
         for proxy in [1, 4] {
             world.proxies[proxy].reachable = false;
@@ -136,15 +187,4 @@ fn unreachable_addresses_are_reached_through_the_balancer() {
         world.add_agent(None);
         world.run_until(seconds(900), "a full mesh", World::is_full_mesh);
     }
-}
-#[test]
-fn zz_debug() {
-    let mut world = World::new(Setup { seed: 0, balancer: Balancer::Random, ..Setup::default() }).with_proxies(2);
-    for proxy in &mut world.proxies { proxy.reachable = false; }
-    world.add_agent(None);
-    let done = World::is_full_mesh;
-    for _ in 0..3000 { if done(&world) { println!("done {:?}", world.now); break; } world.run(seconds(1)/10); }
-    println!("{:?}", dials_to_mesh(2, Balancer::Random, false, 0));
-    for l in &world.agents[0].log { println!("{l:?}"); }
-    panic!("{:?}", world.agents[0].pool);
 }

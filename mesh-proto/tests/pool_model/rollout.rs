@@ -5,21 +5,35 @@ use mesh_proto::pool::LetGo;
 use super::world::{Agent, Balancer, Health, Setup, World, seconds};
 
 fn serving_generation(world: &World, agent: &Agent, generation: u64) -> usize {
-    agent.serving().iter().filter(|proxy| world.proxies[**proxy].generation == generation).count()
+    agent
+        .serving()
+        .iter()
+        .filter(|proxy| world.proxies[**proxy].generation == generation)
+        .count()
 }
 
 fn meshed(proxies: usize, agents: usize, own_count: Option<u32>, setup: Setup) -> World {
-    let mut world = World::new(setup).with_proxies(proxies).with_agents(agents, own_count);
+    let mut world = World::new(setup)
+        .with_proxies(proxies)
+        .with_agents(agents, own_count);
     world.run(seconds(20));
     let wanted = own_count.map_or(proxies, |count| count as usize);
-    assert!(world.agents.iter().all(|agent| agent.serving().len() == wanted));
+    assert!(
+        world
+            .agents
+            .iter()
+            .all(|agent| agent.serving().len() == wanted)
+    );
     world
 }
 
 #[test]
 fn new_generation_drains_the_old() {
     for own_count in [None, Some(1), Some(2)] {
-        let setup = Setup { spread: seconds(5), ..Setup::default() };
+        let setup = Setup {
+            spread: seconds(5),
+            ..Setup::default()
+        };
         let mut world = meshed(3, 50, own_count, setup);
         for _ in 0..3 {
             world.add_proxy("blue", 2);
@@ -35,13 +49,20 @@ fn new_generation_drains_the_old() {
                 assert!(new + old >= wanted, "{new} new and {old} old");
                 held_at_least = held_at_least.min(new + old);
                 if old < wanted {
-                    assert!(new >= wanted, "old ones let go with {new} of {wanted} new ones");
+                    assert!(
+                        new >= wanted,
+                        "old ones let go with {new} of {wanted} new ones"
+                    );
                 }
             }
         }
         assert_eq!(held_at_least, wanted);
         for agent in &world.agents {
-            assert_eq!(serving_generation(&world, agent, 1), 0, "the old did not go");
+            assert_eq!(
+                serving_generation(&world, agent, 1),
+                0,
+                "the old did not go"
+            );
             assert_eq!(serving_generation(&world, agent, 2), wanted);
             assert_eq!(agent.connections.len(), wanted);
         }
@@ -55,7 +76,10 @@ fn new_generation_drains_the_old() {
 #[test]
 fn rolling_replacement_never_falls_below() {
     for own_count in [None, Some(2)] {
-        let setup = Setup { spread: seconds(5), ..Setup::default() };
+        let setup = Setup {
+            spread: seconds(5),
+            ..Setup::default()
+        };
         let mut world = meshed(4, 50, own_count, setup);
         let wanted = own_count.map_or(4, |count| count as usize);
         for old in 0..4 {
@@ -88,7 +112,11 @@ fn canary_generation_keeps_the_old() {
         world.run(seconds(600));
         let wanted = own_count.map_or(4, |count| count as usize);
         for agent in &world.agents {
-            assert_eq!(serving_generation(&world, agent, 1), wanted, "count {own_count:?}");
+            assert_eq!(
+                serving_generation(&world, agent, 1),
+                wanted,
+                "count {own_count:?}"
+            );
             assert_eq!(serving_generation(&world, agent, 2), 1);
         }
         // The canary was bad, and goes: all is as before.
@@ -100,7 +128,10 @@ fn canary_generation_keeps_the_old() {
             assert_eq!(agent.connections.len(), wanted);
         }
         let after: usize = world.agents.iter().map(Agent::dials).sum();
-        println!("{own_count:?}: {} dials for 50 agents after the canary died", after - dials);
+        println!(
+            "{own_count:?}: {} dials for 50 agents after the canary died",
+            after - dials
+        );
     }
 }
 
@@ -129,7 +160,11 @@ fn groups_are_independent() {
 
 #[test]
 fn drain_is_make_before_break_and_paced() {
-    let setup = Setup { spread: seconds(50), checked: false, ..Setup::default() };
+    let setup = Setup {
+        spread: seconds(50),
+        checked: false,
+        ..Setup::default()
+    };
     let mut world = meshed(6, 1000, Some(2), setup);
     let before = world.loads()[0];
     let from = world.now.elapsed().as_secs();
@@ -143,15 +178,28 @@ fn drain_is_make_before_break_and_paced() {
     assert_eq!(world.proxies[0].health, Health::Draining);
     let arrivals: Vec<usize> = (from..from + 16)
         .map(|second| {
-            world.proxies.iter().filter_map(|proxy| proxy.arrivals.get(&second)).sum()
+            world
+                .proxies
+                .iter()
+                .filter_map(|proxy| proxy.arrivals.get(&second))
+                .sum()
         })
         .collect();
     println!("{before} agents of a draining proxy dial others, by second: {arrivals:?}");
     assert_eq!(arrivals.iter().sum::<usize>(), before);
     // Spread over half of the drain.
     let mean = before as f64 / 15.0;
-    assert!(arrivals.iter().all(|count| (*count as f64) < mean + 4.0 * mean.sqrt()));
-    assert!(world.agents.iter().all(|agent| agent.pool.counts(world.now).connected == 2));
+    assert!(
+        arrivals
+            .iter()
+            .all(|count| (*count as f64) < mean + 4.0 * mean.sqrt())
+    );
+    assert!(
+        world
+            .agents
+            .iter()
+            .all(|agent| agent.pool.counts(world.now).connected == 2)
+    );
 }
 
 /// The last proxy drains: there is nothing better, so it is held until it goes.
@@ -169,7 +217,10 @@ fn the_last_proxy_is_held_to_the_end() {
 
 #[test]
 fn surplus_closes_slowest_first_only_after_stable() {
-    let setup = Setup { count: Some(5), ..Setup::default() };
+    let setup = Setup {
+        count: Some(5),
+        ..Setup::default()
+    };
     let mut world = meshed(5, 1, None, setup);
     // The proxies are told to want three connections of each agent.
     let leases: Vec<_> = world.agents[0].connections.keys().copied().collect();
@@ -197,7 +248,10 @@ fn surplus_closes_slowest_first_only_after_stable() {
         .collect();
     assert_eq!(let_go.len(), 2, "{let_go:?}");
     for (index, slowest) in [1, 3].into_iter().enumerate() {
-        assert!(let_go[index].1.contains(&format!("{:?}", leases[slowest])), "{let_go:?}");
+        assert!(
+            let_go[index].1.contains(&format!("{:?}", leases[slowest])),
+            "{let_go:?}"
+        );
     }
     assert_eq!(world.agents[0].serving().len(), 3);
     assert_eq!(LetGo::Surplus.as_str(), "surplus");
@@ -206,7 +260,10 @@ fn surplus_closes_slowest_first_only_after_stable() {
 /// While members come and go, surplus stays: it may be needed in a moment.
 #[test]
 fn surplus_stays_while_the_view_changes() {
-    let setup = Setup { count: Some(4), ..Setup::default() };
+    let setup = Setup {
+        count: Some(4),
+        ..Setup::default()
+    };
     let mut world = meshed(4, 1, None, setup);
     world.setup.count = Some(2);
     let flapping = world.add_proxy("blue", 1);
@@ -226,7 +283,11 @@ fn surplus_stays_while_the_view_changes() {
 #[test]
 fn a_balancer_over_two_generations_is_not_hammered() {
     for seed in 0..10 {
-        let setup = Setup { seed, balancer: Balancer::Random, ..Setup::default() };
+        let setup = Setup {
+            seed,
+            balancer: Balancer::Random,
+            ..Setup::default()
+        };
         let mut world = meshed(4, 1, Some(2), setup);
         for _ in 0..4 {
             let proxy = world.add_proxy("blue", 2);
@@ -237,7 +298,11 @@ fn a_balancer_over_two_generations_is_not_hammered() {
         let agent = &world.agents[0];
         assert_eq!(serving_generation(&world, agent, 2), 2);
         assert_eq!(serving_generation(&world, agent, 1), 0);
-        assert!(agent.dials_configured - before < 30, "{}", agent.dials_configured - before);
+        assert!(
+            agent.dials_configured - before < 30,
+            "{}",
+            agent.dials_configured - before
+        );
     }
     // The new generation is known, but no dial leads to it.
     let mut world = meshed(2, 1, None, Setup::default());

@@ -124,16 +124,41 @@ impl Agent {
 #[derive(Debug)]
 enum Event {
     /// A dial ends, at the proxy that it finds.
-    Arrive { agent: usize, lease: LeaseId, proxy: Option<usize> },
-    Fail { agent: usize, lease: LeaseId },
-    Hello { agent: usize, lease: LeaseId },
-    Close { agent: usize, lease: LeaseId },
+    Arrive {
+        agent: usize,
+        lease: LeaseId,
+        proxy: Option<usize>,
+    },
+    Fail {
+        agent: usize,
+        lease: LeaseId,
+    },
+    Hello {
+        agent: usize,
+        lease: LeaseId,
+    },
+    Close {
+        agent: usize,
+        lease: LeaseId,
+    },
     /// What others hear of a proxy.
-    Heard { proxy: usize, health: Health, epoch: u64 },
+    Heard {
+        proxy: usize,
+        health: Health,
+        epoch: u64,
+    },
     /// A connection tells its view once more.
-    Renew { agent: usize, lease: LeaseId },
-    DrainEnds { proxy: usize, epoch: u64 },
-    Wake { agent: usize },
+    Renew {
+        agent: usize,
+        lease: LeaseId,
+    },
+    DrainEnds {
+        proxy: usize,
+        epoch: u64,
+    },
+    Wake {
+        agent: usize,
+    },
 }
 
 pub(crate) struct Setup {
@@ -146,6 +171,8 @@ pub(crate) struct Setup {
     /// How long news take among proxies, and from a crash until it is heard of.
     pub(crate) gossip: Duration,
     pub(crate) crash_noticed: Duration,
+    /// From a crash until its agents notice, at most.
+    pub(crate) loss_noticed: Duration,
     /// From dial to answer.
     pub(crate) latency: Duration,
     /// From dial to the failure, when nobody answers.
@@ -175,6 +202,7 @@ impl Default for Setup {
             ttl: seconds(180),
             gossip: seconds(1),
             crash_noticed: seconds(5),
+            loss_noticed: seconds(1),
             latency: millis(20),
             dial_timeout: seconds(5),
             hello: millis(20),
@@ -252,7 +280,14 @@ impl World {
         it.health = Health::Up;
         it.epoch += 1;
         let epoch = it.epoch;
-        self.after(gossip, Event::Heard { proxy, health: Health::Up, epoch });
+        self.after(
+            gossip,
+            Event::Heard {
+                proxy,
+                health: Health::Up,
+                epoch,
+            },
+        );
     }
 
     /// It is gone without a word; agents and peers notice after a while.
@@ -261,9 +296,16 @@ impl World {
         let it = &mut self.proxies[proxy];
         it.health = Health::Down;
         let epoch = it.epoch;
-        self.after(noticed, Event::Heard { proxy, health: Health::Down, epoch });
+        self.after(
+            noticed,
+            Event::Heard {
+                proxy,
+                health: Health::Down,
+                epoch,
+            },
+        );
         for (agent, lease) in self.connections_of(proxy) {
-            let wait = self.rng.between(millis(10), seconds(1));
+            let wait = self.rng.between(millis(10), self.setup.loss_noticed);
             self.after(wait, Event::Close { agent, lease });
         }
     }
@@ -273,11 +315,20 @@ impl World {
         let it = &mut self.proxies[proxy];
         it.health = Health::Draining;
         let epoch = it.epoch;
-        self.after(gossip, Event::Heard { proxy, health: Health::Draining, epoch });
+        self.after(
+            gossip,
+            Event::Heard {
+                proxy,
+                health: Health::Draining,
+                epoch,
+            },
+        );
         self.after(within, Event::DrainEnds { proxy, epoch });
         for (agent, lease) in self.connections_of(proxy) {
             let mut rng = self.rng.clone();
-            self.agents[agent].pool.draining(self.now, lease, within, &mut rng);
+            self.agents[agent]
+                .pool
+                .draining(self.now, lease, within, &mut rng);
             self.rng = rng;
             self.drive(agent);
         }
@@ -337,8 +388,17 @@ impl World {
                 self.now - start < patience,
                 "seed {}: not within {patience:?}: {what}; the first agent did {:#?}; the agents are served by {:?}",
                 self.setup.seed,
-                self.agents.first().map(|agent| agent.log.iter().rev().take(20).collect::<Vec<_>>()),
-                self.agents.iter().take(20).map(Agent::serving).collect::<Vec<_>>()
+                self.agents.first().map(|agent| agent
+                    .log
+                    .iter()
+                    .rev()
+                    .take(20)
+                    .collect::<Vec<_>>()),
+                self.agents
+                    .iter()
+                    .take(20)
+                    .map(Agent::serving)
+                    .collect::<Vec<_>>()
             );
             self.run(millis(100));
         }
@@ -352,7 +412,9 @@ impl World {
     }
 
     pub(crate) fn up(&self) -> Vec<usize> {
-        (0..self.proxies.len()).filter(|proxy| self.proxies[*proxy].health == Health::Up).collect()
+        (0..self.proxies.len())
+            .filter(|proxy| self.proxies[*proxy].health == Health::Up)
+            .collect()
     }
 
     /// How many agents each proxy serves.
@@ -380,7 +442,9 @@ impl World {
     fn on_grid(&self, at: Time) -> Time {
         let grid = self.setup.grid.as_nanos();
         let nanoseconds = at.elapsed().as_nanos().div_ceil(grid) * grid;
-        Time::since_start(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX)))
+        Time::since_start(Duration::from_nanos(
+            u64::try_from(nanoseconds).unwrap_or(u64::MAX),
+        ))
     }
 
     fn after(&mut self, wait: Duration, event: Event) {
@@ -392,7 +456,8 @@ impl World {
     /// Wakes come after everything else of the same moment.
     fn wake_at(&mut self, agent: usize, at: Time) {
         self.sequence += 1;
-        self.events.insert((at, true, self.sequence), Event::Wake { agent });
+        self.events
+            .insert((at, true, self.sequence), Event::Wake { agent });
     }
 
     fn happen(&mut self, event: Event) {
@@ -407,7 +472,11 @@ impl World {
                 self.agents[agent].wakes += 1;
                 self.drive(agent);
             }
-            Event::Arrive { agent, lease, proxy } => self.arrive(agent, lease, proxy),
+            Event::Arrive {
+                agent,
+                lease,
+                proxy,
+            } => self.arrive(agent, lease, proxy),
             Event::Fail { agent, lease } => self.fail(agent, lease),
             Event::Hello { agent, lease } => {
                 self.tell(agent, lease);
@@ -427,7 +496,11 @@ impl World {
                     self.drive(agent);
                 }
             }
-            Event::Heard { proxy, health, epoch } => {
+            Event::Heard {
+                proxy,
+                health,
+                epoch,
+            } => {
                 // Of one start, the later health wins, in whatever order news arrive.
                 if self.proxies[proxy]
                     .heard
@@ -451,7 +524,11 @@ impl World {
                     self.proxies[proxy].health = Health::Down;
                     self.after(
                         self.setup.gossip,
-                        Event::Heard { proxy, health: Health::Down, epoch },
+                        Event::Heard {
+                            proxy,
+                            health: Health::Down,
+                            epoch,
+                        },
                     );
                     for (agent, lease) in self.connections_of(proxy) {
                         self.after(millis(10), Event::Close { agent, lease });
@@ -503,7 +580,14 @@ impl World {
         self.rng = rng;
         match verdict {
             Verdict::Keep => {
-                it.connections.insert(lease, Connection { proxy, epoch, let_go: None });
+                it.connections.insert(
+                    lease,
+                    Connection {
+                        proxy,
+                        epoch,
+                        let_go: None,
+                    },
+                );
                 self.after(self.setup.hello, Event::Hello { agent, lease });
             }
             Verdict::Duplicate => it.duplicates += 1,
@@ -521,7 +605,9 @@ impl World {
 
     /// The view of the proxy at the other end, which knows itself best.
     fn tell(&mut self, agent: usize, lease: LeaseId) {
-        let Some(connection) = self.agents[agent].connections.get(&lease).copied() else { return };
+        let Some(connection) = self.agents[agent].connections.get(&lease).copied() else {
+            return;
+        };
         if self.proxies[connection.proxy].epoch != connection.epoch
             || self.proxies[connection.proxy].health == Health::Down
         {
@@ -559,15 +645,24 @@ impl World {
         let mut actions = 0;
         while let Some(action) = self.agents[agent].pool.poll(self.now) {
             actions += 1;
-            assert!(actions < 1000, "seed {}: no end of actions", self.setup.seed);
-            self.agents[agent].log.push((self.now, format!("{action:?}")));
+            assert!(
+                actions < 1000,
+                "seed {}: no end of actions",
+                self.setup.seed
+            );
+            self.agents[agent]
+                .log
+                .push((self.now, format!("{action:?}")));
             match action {
                 Action::Dial { lease, whom } => self.dial(agent, lease, whom),
                 Action::LetGo { lease, why } => self.let_go(agent, lease, why),
             }
         }
         let next = self.agents[agent].pool.next_wake(self.now);
-        assert!(next.is_none_or(|next| next > self.now), "a wake in the past: {next:?}");
+        assert!(
+            next.is_none_or(|next| next > self.now),
+            "a wake in the past: {next:?}"
+        );
         if self.setup.step.is_none() {
             let next = next.map(|next| self.on_grid(next));
             if self.agents[agent].wake != next {
@@ -595,7 +690,10 @@ impl World {
                 self.proxies.iter().position(|known| known.name == *proxy)
             }
         };
-        assert!(it.dialling.insert(lease, whom).is_none(), "a lease is used twice");
+        assert!(
+            it.dialling.insert(lease, whom).is_none(),
+            "a lease is used twice"
+        );
         let out_of_luck = self.rng.below(1000) < self.setup.failures_per_mille;
         let answers = match proxy {
             Some(proxy) => {
@@ -604,16 +702,28 @@ impl World {
             None => self.setup.balancer != Balancer::Down,
         };
         if answers && !out_of_luck {
-            self.after(self.setup.latency, Event::Arrive { agent, lease, proxy });
+            self.after(
+                self.setup.latency,
+                Event::Arrive {
+                    agent,
+                    lease,
+                    proxy,
+                },
+            );
         } else {
-            let wait = self.rng.between(self.setup.latency, self.setup.dial_timeout);
+            let wait = self
+                .rng
+                .between(self.setup.latency, self.setup.dial_timeout);
             self.after(wait, Event::Fail { agent, lease });
         }
     }
 
     fn let_go(&mut self, agent: usize, lease: LeaseId, why: LetGo) {
         let seed = self.setup.seed;
-        let it = self.agents[agent].connections.get_mut(&lease).expect("it is there");
+        let it = self.agents[agent]
+            .connections
+            .get_mut(&lease)
+            .expect("it is there");
         assert_eq!(it.let_go, None, "seed {seed}: let go twice");
         it.let_go = Some(why);
         assert!(
@@ -629,16 +739,29 @@ impl World {
         let (agent, seed) = (&self.agents[index], self.setup.seed);
         let tracker = agent.pool.tracker();
         let counts = agent.pool.counts(self.now);
-        assert_eq!(tracker.inflight(), agent.dialling.len(), "seed {seed}: leases leak");
+        assert_eq!(
+            tracker.inflight(),
+            agent.dialling.len(),
+            "seed {seed}: leases leak"
+        );
         assert_eq!(counts.dialling, agent.dialling.len(), "seed {seed}");
         assert_eq!(counts.held, agent.connections.len(), "seed {seed}");
-        assert!(counts.dialling <= self.setup.limits.parallel_dials_max, "seed {seed}");
+        assert!(
+            counts.dialling <= self.setup.limits.parallel_dials_max,
+            "seed {seed}"
+        );
         let serving = agent.serving();
         let index_of = |name: &str| {
-            self.proxies.iter().position(|proxy| proxy.name.as_str() == name).unwrap()
+            self.proxies
+                .iter()
+                .position(|proxy| proxy.name.as_str() == name)
+                .unwrap()
         };
         let mut claimed: Vec<usize> = tracker.claimed().map(|name| index_of(name)).collect();
         claimed.sort_unstable();
-        assert_eq!(claimed, serving, "seed {seed}: what is claimed is not what serves");
+        assert_eq!(
+            claimed, serving,
+            "seed {seed}: what is claimed is not what serves"
+        );
     }
 }

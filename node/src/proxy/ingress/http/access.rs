@@ -92,6 +92,11 @@ impl Access {
         self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Whether the end of the request's body may be a cut.
+    pub(super) fn may_cut_body(&self) -> bool {
+        self.connection.may_cut_body()
+    }
+
     /// All of the request's body has come.
     pub(super) fn request_ended(&self) {
         self.connection.request_ended();

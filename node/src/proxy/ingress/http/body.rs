@@ -12,8 +12,14 @@ use super::access::Access;
 
 /// The user's request body broke: the user has gone, or broke the protocol.
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body ended early: {0}")]
-pub(super) struct UserBodyError(hyper::Error);
+pub(super) enum UserBodyError {
+    /// As hyper sees it.
+    #[error("the request's body ended early: {0}")]
+    Broken(hyper::Error),
+    /// Its connection is closed, and with it nothing tells a cut body from a whole one.
+    #[error("the request's connection was closed before its body had ended")]
+    Closed,
+}
 
 /// A request's body, from the user to the target.
 #[derive(Debug)]
@@ -42,6 +48,9 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         };
         let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
+        if frame.is_none() && this.access.may_cut_body() {
+            return Poll::Ready(Some(Err(UserBodyError::Closed)));
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -50,7 +59,7 @@ impl Body for RequestBody {
         if frame.is_none() || inner.is_end_stream() {
             this.access.request_ended();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(UserBodyError)))
+        Poll::Ready(frame.map(|frame| frame.map_err(UserBodyError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -49,6 +49,8 @@ pub(super) struct ConnectionState {
     unflushed: AtomicBool,
     /// No HTTP any more, but bytes after an upgrade.
     upgraded: AtomicBool,
+    /// The socket is closed.
+    closed: AtomicBool,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -63,6 +65,7 @@ impl ConnectionState {
             response_ended: AtomicBool::new(true),
             unflushed: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         })
@@ -108,6 +111,12 @@ impl ConnectionState {
             self.written_bytes.load(Ordering::Relaxed),
             self.read_bytes.load(Ordering::Relaxed),
         )
+    }
+
+    /// Whether a request's body that ends now may have been cut: hyper ends it in order when it
+    /// panics while it reads. A closed connection brings no answer to the user in any case.
+    pub(super) fn may_cut_body(&self) -> bool {
+        self.is_http1() && self.closed.load(Ordering::Acquire)
     }
 
     /// Whether the rules of HTTP/1 messages apply.
@@ -283,6 +292,7 @@ impl UserIo {
 
 impl Drop for UserIo {
     fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::Release);
         // A response that is cut must not look whole, and one that ends with the connection would.
         if self.state.is_http1() && self.state.is_answering() {
             self.socket.set_reset_on_close(true);
