@@ -252,16 +252,7 @@ impl Pool {
             }
             // Let go, or followed by a newer start: its end is no loss.
             Some(Link::Connected(_)) if !was_claimed => {}
-            Some(Link::Connected(link)) => {
-                // It may be a network's hiccup or a proxy's end, and a fleet must not answer either
-                // at once.
-                let is_known = self.members.contains_key(&link.reached.proxy);
-                self.cool_down(now, &link.reached.proxy, draw);
-                if !is_known || (link.through_configured && !link.settled) {
-                    self.configured_failed(now, draw);
-                }
-                self.pace(now, draw.up_to(self.spread));
-            }
+            Some(Link::Connected(link)) => self.lost(now, &link, draw),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::time::Time;
 
 use super::backoff::{Draw, Growth};
 use super::member::Known;
-use super::{Action, Link, Pool, Whom, rendezvous};
+use super::{Action, Connected, Link, Pool, Whom, rendezvous};
 
 impl Pool {
     /// The next dial, if one more connection is wanted and somebody may be dialled.
@@ -101,12 +101,28 @@ impl Pool {
         }
     }
 
-    /// Leaves a proxy alone for a while.
+    /// Leaves a proxy alone for a while, after a dial has failed.
     pub(super) fn cool_down(&mut self, now: Time, proxy: &NodeName, draw: &mut dyn Draw) {
         let growth = self.failures_growth().from_twice(self.spread);
         if let Some(known) = self.members.get_mut(proxy) {
             known.backoff.fail(now, growth, draw);
         }
+    }
+
+    /// Waits after a connection has ended that was not let go. It may be a network's hiccup or a
+    /// proxy's end, and a fleet must not answer either at once. When the wait is over, that proxy is
+    /// dialled first, and not the balancer, which would lead to those that are connected.
+    pub(super) fn lost(&mut self, now: Time, link: &Connected, draw: &mut dyn Draw) {
+        let growth = self.failures_growth();
+        let known = self.members.get_mut(&link.reached.proxy);
+        let is_known = known.is_some();
+        if let Some(known) = known {
+            known.backoff.fail(now, growth, draw);
+        }
+        if !is_known || (link.through_configured && !link.settled) {
+            self.configured_failed(now, draw);
+        }
+        self.pace(now, draw.up_to(self.spread));
     }
 
     /// Leaves the configured addresses alone for a while, after a dial or what came of it has failed.

@@ -374,7 +374,7 @@ impl Datagrams {
     /// The next datagram and its sender.
     ///
     /// # Errors
-    /// Never, as yet.
+    /// None; a killed host's socket waits for ever.
     pub async fn recv_from(&self) -> io::Result<(Vec<u8>, SocketAddr)> {
         let mut buffer = vec![0; 65_536];
         let mut meta = [RecvMeta::default()];

@@ -66,17 +66,18 @@ fn same_seed_same_trace() -> Result {
     Ok(())
 }
 
+/// A few seeds by default; `MESH_SIM_SEEDS` says how many.
 #[test]
-#[ignore = "takes a minute: cargo test -p mesh-tests --test sim -- --ignored every_seed_repeats"]
 fn every_seed_repeats() -> Result {
     let name = "every_seed_repeats";
     let mut traces = std::collections::BTreeSet::new();
-    for seed in 0..50 {
+    let seeds: u64 = std::env::var("MESH_SIM_SEEDS").unwrap_or_else(|_| "5".into()).parse()?;
+    for seed in 0..seeds {
         let first = run_seeded(name, seed, eventful)?;
         assert_eq!(first, run_seeded(name, seed, eventful)?, "seed {seed}");
         traces.insert(first.0);
     }
-    assert_eq!(traces.len(), 50);
+    assert_eq!(traces.len() as u64, seeds);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Agents and users with a good certificate and bad manners.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail, ensure};
 use certs::Kind;
 use mesh_proto::close::{CloseCode, ResetCode};
@@ -17,6 +19,9 @@ use crate::support::{
 };
 
 const PROTOCOL: &str = "mesh_proxy_handshakes_refused_total{reason=\"protocol\"}";
+/// Streams that an agent may have open at one time.
+const STREAMS_MAX: usize = 16;
+
 const BROKEN: &str = "mesh_proxy_agent_disconnects_total{reason=\"protocol_error\"}";
 
 /// Connections of agents that begin with anything but a hello.
@@ -194,15 +199,22 @@ pub(crate) async fn further_streams(bystander: &Bystander) -> Result {
         ensure!(reason == Reason::Unsupported, "{what}: {reason}");
         bystander.check().await.context(what)?;
     }
-    // All the streams that there may be, and nothing on them but what it takes to open one.
-    let mut half_open = Vec::new();
-    for _ in 0..200 {
+    // As many as there may be beside the control stream, refused and never ended by this side: no
+    // more can be opened, until they are.
+    let mut held = Vec::new();
+    while held.len() < STREAMS_MAX - 1 {
         let (mut send, mut recv) = connection.open_bi().await?;
         send.write_all(&[0]).await?;
         let (reason, _) = refusal(&mut recv).await?;
         ensure!(reason == Reason::Unsupported, "{reason}");
-        half_open.push((send, recv));
+        held.push((send, recv));
     }
+    let one_more = tokio::time::timeout(Duration::from_millis(300), connection.open_bi()).await;
+    ensure!(one_more.is_err(), "{} streams and one more", held.len());
+    bystander.check().await?;
+    drop(held);
+    let (_send, mut recv) = ask(&connection, &dial).await?;
+    ensure!(refusal(&mut recv).await?.0 == Reason::Unsupported);
     ensure!(connection.max_datagram_size().is_none());
     let sent = connection.send_datagram("unasked".into());
     ensure!(
