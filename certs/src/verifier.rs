@@ -73,7 +73,9 @@ impl ClientCertVerifier for ClientVerifier {
             .authorities
             .get(&identity.cluster)
             .ok_or(Refused::UnknownCluster { identity })?;
-        authority.verify_client_cert(end_entity, intermediates, now)
+        authority
+            .verify_client_cert(end_entity, intermediates, now)
+            .map_err(unknown_issuer)
     }
 
     fn verify_tls12_signature(
@@ -157,13 +159,16 @@ impl ServerCertVerifier for ProxyVerifier {
         if identity.cluster != self.cluster {
             return Err(Refused::UnknownCluster { identity }.into());
         }
-        let verified = self.authority.verify_server_cert(
-            end_entity,
-            intermediates,
-            &self.server_name,
-            ocsp_response,
-            now,
-        )?;
+        let verified = self
+            .authority
+            .verify_server_cert(
+                end_entity,
+                intermediates,
+                &self.server_name,
+                ocsp_response,
+                now,
+            )
+            .map_err(unknown_issuer)?;
         if identity.kind != Kind::Proxy {
             return Err(Refused::NotAProxy { identity }.into());
         }
@@ -238,6 +243,15 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
     }
+}
+
+/// All authorities of the mesh have one subject, so that a chain to another one is found by its
+/// name and then fails at the signature; to whoever reads of it, the issuer is unknown.
+fn unknown_issuer(error: Error) -> Error {
+    if error == Error::InvalidCertificate(CertificateError::BadSignature) {
+        return Error::InvalidCertificate(CertificateError::UnknownIssuer);
+    }
+    error
 }
 
 fn no_tls12() -> Error {

@@ -7,232 +7,67 @@
 //!   of a desired proxy that is not connected, chosen by rendezvous hash, so that a fleet of agents
 //!   spreads evenly. While directed dials fail, dials through the configured addresses go on.
 //! - Whoever failed, or was reached twice, cools down on its own; the others go on. Dials under way
-//!   are bounded. All waits grow exponentially and are drawn with full jitter.
+//!   are bounded. All waits grow exponentially and are drawn with full jitter; they are short again
+//!   once a connection has settled, not when it is made: it may end at once, again and again.
 //! - A proxy that drains is replaced before it is let go. A proxy of an old generation is let go when as
-//!   many of the new one are connected and settled as old ones are held: a single canary of a new
-//!   generation does not empty the fleet onto itself.
-//! - When many agents lose a proxy at once, each waits for a random part of the time that proxies have
-//!   announced, so that the survivors meet a rate that they chose.
+//!   many of the new one are connected and settled as old ones are held, and known as old ones are
+//!   known: a canary of a new generation does not empty the fleet onto itself.
+//! - When many agents lose a proxy at once, or hear of a new one, each waits for a part of the time
+//!   that proxies have announced, the *spread*: random for a loss, the agent's own for a new one. No
+//!   wait after a failure is drawn from less than twice that time, and dials through configured
+//!   addresses are that time apart while a connection stands. So proxies meet a rate that they chose.
 //! - More connections than wanted are closed one by one, the slowest first, after the view has been
 //!   stable for a while.
 //!
 //! A pure state machine: inputs are methods that take the time, [`Pool::poll`] gives what is to be
 //! done, [`Pool::next_wake`] when to ask again. Every dial that it asks for must end in exactly one
-//! of [`Pool::connected`] and [`Pool::failed`], and every connection in [`Pool::closed`].
+//! of [`Pool::connected`] and [`Pool::failed`], and every connection that is kept in [`Pool::closed`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::name::{Generation, Group, NodeName};
+use crate::name::NodeName;
 use crate::time::Time;
-use crate::tracker::{DEFAULT_TTL, LeaseId, Sighting, Tracker};
+use crate::tracker::{DEFAULT_TTL, LeaseId, Tracker};
 
+mod action;
 mod backoff;
+mod dial;
+mod let_go;
+mod limits;
+mod member;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
 
+pub use action::{Action, Counts, Reached, Verdict, Whom};
+use backoff::Backoff;
 pub use backoff::Draw;
-use backoff::{Backoff, Growth};
-
-/// Waits and bounds of a pool.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Dials under way at one time.
-    pub parallel_dials_max: usize,
-    /// Proxies that are remembered; what is told beyond is ignored and counted.
-    pub members_max: usize,
-    /// The longest that one telling of a proxy is believed.
-    pub ttl_max: Duration,
-    /// The bound of the first wait after a dial through a configured address failed.
-    pub backoff_first: Duration,
-    /// The bound that those waits grow to; those of single proxies too.
-    pub backoff_max: Duration,
-    /// The bound of the first wait after a dial through a configured address has reached a proxy
-    /// that was connected already.
-    pub duplicate_first: Duration,
-    /// The bound that those waits grow to.
-    pub duplicate_max: Duration,
-    /// A connection counts as settled when it has stood for this long.
-    pub settle: Duration,
-    /// Surplus is closed when the view has not changed for this long.
-    pub stable: Duration,
-    /// The longest wait that announcements of proxies can ask for.
-    pub spread_max: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            parallel_dials_max: 4,
-            members_max: 10_000,
-            ttl_max: Duration::from_secs(3600),
-            backoff_first: Duration::from_millis(500),
-            backoff_max: Duration::from_secs(30),
-            duplicate_first: Duration::from_millis(250),
-            duplicate_max: Duration::from_secs(10),
-            settle: Duration::from_secs(3),
-            stable: Duration::from_secs(30),
-            spread_max: Duration::from_secs(300),
-        }
-    }
-}
-
-/// What proxies tell of a proxy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its name.
-    pub name: NodeName,
-    /// Its deployment.
-    pub group: Group,
-    /// The rollout number of that deployment.
-    pub generation: Generation,
-    /// How often it has started.
-    pub epoch: u64,
-    /// Where agents may dial it directly; none when it does not say.
-    pub addresses: Vec<String>,
-    /// Whether it may be dialled.
-    pub state: MemberState,
-    /// How long this is to be believed; `None` is the default.
-    pub ttl: Option<Duration>,
-}
-
-/// Whether a member may be dialled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemberState {
-    /// It serves, for all that is known.
-    Alive,
-    /// It is about to leave: replaced, then let go.
-    Draining,
-    /// It has left or is down.
-    Gone,
-}
-
-/// What to dial.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Whom {
-    /// Whoever answers at this configured address, from a fresh socket.
-    Configured {
-        /// As in the config.
-        address: String,
-    },
-    /// This proxy and no other, at one of the addresses that it advertises.
-    Directed {
-        /// Its name.
-        proxy: NodeName,
-        /// Its addresses, to be tried in this order.
-        addresses: Vec<String>,
-    },
-}
-
-/// Why a connection is let go, in order: told to the proxy, and closed when its streams have ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LetGo {
-    /// A newer start of the same proxy is connected.
-    Stale,
-    /// Its proxy drains and is replaced.
-    Drained,
-    /// A newer generation has taken over.
-    OldGeneration,
-    /// There are more than wanted, and this is the slowest.
-    Surplus,
-}
-
-impl LetGo {
-    /// For logs and metrics, snake case.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Stale => "stale",
-            Self::Drained => "drained",
-            Self::OldGeneration => "old_generation",
-            Self::Surplus => "surplus",
-        }
-    }
-}
-
-/// What the driver has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Dial.
-    Dial {
-        /// The lease under which it is dialled.
-        lease: LeaseId,
-        /// Whom.
-        whom: Whom,
-    },
-    /// Let a connection go.
-    LetGo {
-        /// Its lease.
-        lease: LeaseId,
-        /// Why.
-        why: LetGo,
-    },
-}
-
-/// Who answered a dial.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reached {
-    /// Its name, as its certificate says.
-    pub proxy: NodeName,
-    /// How often it has started.
-    pub epoch: u64,
-    /// Its deployment.
-    pub group: Group,
-    /// The rollout number of that deployment.
-    pub generation: Generation,
-}
-
-/// What becomes of a dial that was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The connection is kept.
-    Keep,
-    /// That proxy is connected already: close it. Its lease is given back.
-    Duplicate,
-}
-
-/// How many connections there are, and should be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections wanted: the tracker's `want`, and one while nothing is known.
-    pub desired: usize,
-    /// Connected proxies that are desired.
-    pub connected: usize,
-    /// All connections, to old generations and draining proxies too.
-    pub held: usize,
-    /// Dials under way.
-    pub dialling: usize,
-    /// Proxies that cool down.
-    pub cooling: usize,
-}
-
-#[derive(Debug)]
-struct Known {
-    group: Group,
-    generation: Generation,
-    epoch: u64,
-    addresses: Vec<String>,
-    expiry: Time,
-    alive: bool,
-    backoff: Backoff,
-}
+pub use let_go::LetGo;
+pub use limits::Limits;
+use member::Known;
+pub use member::{Member, MemberState};
 
 #[derive(Debug)]
 enum Link {
+    /// Under way: to this proxy, or to whoever answers.
     Dialling(Option<NodeName>),
     Connected(Connected),
 }
 
+/// A connection. While it is held it claims its proxy, unless a newer start of that has claimed it;
+/// from when it is let go it claims nothing.
 #[derive(Debug)]
 struct Connected {
     reached: Reached,
     since: Time,
     rtt: Duration,
+    through_configured: bool,
+    /// Has stood for a while.
+    settled: bool,
     /// Asked to be let go.
     let_go: bool,
-    /// It said itself that it drains.
+    /// Its proxy is about to leave, as it said itself or was told of it.
     draining: bool,
 }
 
@@ -249,10 +84,14 @@ pub struct Pool {
     next_address: usize,
     configured_failures: Backoff,
     duplicates: Backoff,
-    /// No dial before this, but for the first contact.
+    /// No dial before this.
     paced_until: Time,
     spread: Duration,
+    /// When the members or the number of wanted connections changed last.
     view_changed: Time,
+    wanted: usize,
+    /// When a proxy was told of for the first time.
+    first_heard: Option<Time>,
     ignored_members: u64,
 }
 
@@ -269,27 +108,25 @@ impl Pool {
     ) -> Self {
         let mut tracker = Tracker::new(cluster, DEFAULT_TTL);
         tracker.set_connection_count(connection_count.unwrap_or(0));
+        // A fleet with one list must not begin at the first of it all together.
+        let next_address = rendezvous::first(&agent, addresses.len());
         Self {
             agent,
+            limits,
             tracker,
             own_count: connection_count,
             members: BTreeMap::new(),
             links: BTreeMap::new(),
             addresses,
-            next_address: 0,
-            configured_failures: Backoff::new(Growth {
-                first: limits.backoff_first,
-                max: limits.backoff_max,
-            }),
-            duplicates: Backoff::new(Growth {
-                first: limits.duplicate_first,
-                max: limits.duplicate_max,
-            }),
+            next_address,
+            configured_failures: Backoff::default(),
+            duplicates: Backoff::default(),
             paced_until: Time::ZERO,
             spread: Duration::ZERO,
             view_changed: Time::ZERO,
+            wanted: 0,
+            first_heard: None,
             ignored_members: 0,
-            limits,
         }
     }
 
@@ -297,136 +134,32 @@ impl Pool {
     /// over how long agents spread when they have lost one.
     pub fn announced(&mut self, connection_count: Option<u32>, spread: Duration) {
         if self.own_count.is_none() {
-            self.tracker.set_connection_count(connection_count.unwrap_or(0));
+            self.tracker
+                .set_connection_count(connection_count.unwrap_or(0));
         }
         self.spread = spread.min(self.limits.spread_max);
     }
 
-    /// Hears of proxies from the one that the connection of `from` leads to, whose word about itself
-    /// counts more than that of others.
-    pub fn members(&mut self, now: Time, from: Option<LeaseId>, view: Vec<Member>) {
-        let teller = from.and_then(|lease| self.connected_to(lease)).cloned();
-        for member in view {
-            self.member(now, member, teller.as_ref());
-        }
-    }
-
-    fn member(&mut self, now: Time, member: Member, teller: Option<&NodeName>) {
-        let of_itself = teller == Some(&member.name);
-        let known = self.members.get(&member.name);
-        // An older start of the same proxy is a leftover of somebody's memory.
-        if known.is_some_and(|known| known.epoch > member.epoch) {
-            return;
-        }
-        let self_draining = self.links.values().any(|link| match link {
-            Link::Connected(link) => {
-                link.draining
-                    && link.reached.proxy == member.name
-                    && link.reached.epoch >= member.epoch
-            }
-            Link::Dialling(_) => false,
-        });
-        // Others may not have heard yet.
-        let state = match member.state {
-            MemberState::Alive if self_draining && !of_itself => MemberState::Draining,
-            state => state,
-        };
-        match state {
-            MemberState::Alive => {
-                if known.is_none() && self.members.len() >= self.limits.members_max {
-                    self.ignored_members += 1;
-                    return;
-                }
-                if of_itself {
-                    self.set_draining(&member.name, false);
-                }
-                self.track(now, member);
-            }
-            MemberState::Draining | MemberState::Gone => {
-                if known.is_some_and(|known| known.alive) {
-                    self.view_changed = now;
-                }
-                self.tracker.retire(member.name.as_str());
-                if state == MemberState::Draining {
-                    self.set_draining(&member.name, true);
-                    if let Some(known) = self.members.get_mut(&member.name) {
-                        known.alive = false;
-                        known.epoch = member.epoch;
-                    }
-                } else {
-                    self.members.remove(&member.name);
-                }
-            }
-        }
-    }
-
-    fn track(&mut self, now: Time, member: Member) {
-        let ttl = member.ttl.unwrap_or(DEFAULT_TTL).min(self.limits.ttl_max);
-        self.tracker.track(
-            now,
-            [Sighting {
-                name: Arc::from(member.name.as_str()),
-                group: Arc::from(member.group.as_str()),
-                generation: member.generation.0,
-                ttl: Some(ttl),
-            }],
-        );
-        let growth =
-            Growth { first: self.limits.backoff_first, max: self.limits.backoff_max };
-        let mut changed = false;
-        let known = self.members.entry(member.name).or_insert_with(|| {
-            changed = true;
-            Known {
-                group: member.group.clone(),
-                generation: member.generation,
-                epoch: member.epoch,
-                addresses: Vec::new(),
-                expiry: now + ttl,
-                alive: true,
-                backoff: Backoff::new(growth),
-            }
-        });
-        changed |= !known.alive
-            || known.epoch != member.epoch
-            || known.generation != member.generation
-            || known.group != member.group;
-        if known.epoch != member.epoch || known.addresses != member.addresses {
-            // It starts anew, or elsewhere: what failed before says nothing.
-            known.backoff.reset();
-        }
-        known.group = member.group;
-        known.generation = member.generation;
-        known.epoch = member.epoch;
-        known.addresses = member.addresses;
-        known.expiry = now + ttl;
-        known.alive = true;
-        if changed {
-            self.view_changed = now;
-        }
-    }
-
-    fn set_draining(&mut self, proxy: &NodeName, draining: bool) {
-        for link in self.links.values_mut() {
-            if let Link::Connected(link) = link
-                && link.reached.proxy == *proxy
-            {
-                link.draining = draining;
-            }
-        }
-    }
-
     /// The proxy of this connection has said that it is about to leave, `within` this time.
     pub fn draining(&mut self, now: Time, lease: LeaseId, within: Duration, draw: &mut dyn Draw) {
-        let Some(Link::Connected(link)) = self.links.get_mut(&lease) else { return };
+        let Some(Link::Connected(link)) = self.links.get_mut(&lease) else {
+            return;
+        };
         link.draining = true;
-        let name = link.reached.proxy.clone();
-        self.tracker.retire(name.as_str());
-        if let Some(known) = self.members.get_mut(&name) {
-            known.alive = false;
+        let (name, epoch) = (link.reached.proxy.clone(), link.reached.epoch);
+        let known = self.members.get(&name);
+        if known.is_some_and(|known| known.epoch > epoch) {
+            // A former start of a proxy that has long been back.
+            return;
         }
-        self.view_changed = now;
-        // The replacement is wanted well before the end of the drain.
-        self.pace(now, self.spread.min(within / 2), draw);
+        self.retire(now, &name, MemberState::Draining);
+        // The replacement is wanted well before the end of the drain, whatever else is waited for.
+        let turn = now + draw.up_to(self.spread.min(within / 2));
+        if now < self.paced_until {
+            self.paced_until = self.paced_until.min(turn);
+        } else {
+            self.paced_until = turn;
+        }
     }
 
     /// A dial was answered by `reached`.
@@ -437,66 +170,90 @@ impl Pool {
         reached: Reached,
         draw: &mut dyn Draw,
     ) -> Verdict {
-        let through_configured = match self.links.get(&lease) {
-            Some(Link::Dialling(directed)) => directed.is_none(),
-            Some(Link::Connected(_)) | None => return Verdict::Duplicate,
+        let Some(Link::Dialling(directed)) = self.links.get(&lease) else {
+            return Verdict::Duplicate;
         };
-        // A connection to a former start of the same proxy is dead, whatever it looks like.
-        let stale = self.links.iter().find_map(|(lease, link)| match link {
-            Link::Connected(link)
-                if link.reached.proxy == reached.proxy && link.reached.epoch < reached.epoch =>
-            {
-                Some(*lease)
-            }
-            Link::Connected(_) | Link::Dialling(_) => None,
-        });
-        if let Some(stale) = stale {
-            self.tracker.release(stale);
+        let directed = directed.clone();
+        let others_stand = self.held().next().is_some();
+        let proxy = reached.proxy.clone();
+        self.supersede(&reached);
+        let link = Connected {
+            draining: self.meet(now, &reached),
+            reached,
+            since: now,
+            rtt: Duration::ZERO,
+            through_configured: directed.is_none(),
+            settled: false,
+            let_go: false,
+        };
+        let is_claimed = self.tracker.claim(lease, &[proxy.as_str()]);
+        if is_claimed {
+            self.links.insert(lease, Link::Connected(link));
         }
-        if !self.tracker.claim(lease, &[reached.proxy.as_str()]) {
+        if !is_claimed || self.is_superfluous(lease) {
             self.give_back(lease);
-            if through_configured {
-                self.duplicates.fail(now, draw);
+            match directed {
+                Some(directed) if !self.tracker.is_claimed(&[directed.as_str()]) => {
+                    self.cool_down(now, &directed, draw);
+                }
+                Some(_) => {}
+                None => self.configured_duplicate(now, draw),
             }
             return Verdict::Duplicate;
         }
-        self.configured_failures.reset();
-        self.duplicates.reset();
-        if let Some(known) = self.members.get_mut(&reached.proxy) {
-            known.backoff.reset();
+        if let Some(known) = self.members.get_mut(&proxy) {
+            known.backoff.lift();
+            known.is_unreachable &= directed.is_none();
         }
-        let connected =
-            Connected { reached, since: now, rtt: Duration::ZERO, let_go: false, draining: false };
-        self.links.insert(lease, Link::Connected(connected));
+        match directed {
+            Some(directed) if directed != proxy => self.cool_down(now, &directed, draw),
+            Some(_) => {}
+            None => {
+                self.configured_failures.lift();
+                if self.is_desired(&proxy) {
+                    self.duplicates.reset();
+                    if others_stand {
+                        self.duplicates.wait_until(now + self.spread);
+                    }
+                } else if others_stand {
+                    // It is held, and brings the mesh no nearer.
+                    self.configured_duplicate(now, draw);
+                }
+            }
+        }
         Verdict::Keep
     }
 
     /// A dial has failed.
     pub fn failed(&mut self, now: Time, lease: LeaseId, draw: &mut dyn Draw) {
-        let Some(Link::Dialling(directed)) = self.give_back(lease) else { return };
-        match directed {
-            Some(proxy) => {
-                if let Some(known) = self.members.get_mut(&proxy) {
-                    known.backoff.fail(now, draw);
-                }
-            }
-            None => self.configured_failures.fail(now, draw),
-        }
+        self.ended(now, lease, draw);
     }
 
     /// A connection has ended, however.
     pub fn closed(&mut self, now: Time, lease: LeaseId, draw: &mut dyn Draw) {
-        let Some(Link::Connected(link)) = self.give_back(lease) else { return };
-        if link.let_go {
-            return;
+        self.ended(now, lease, draw);
+    }
+
+    /// Tells the two apart by what it knows, so that a driver that takes one for the other, in a race
+    /// of its own, neither leaks a lease nor escapes a wait.
+    fn ended(&mut self, now: Time, lease: LeaseId, draw: &mut dyn Draw) {
+        self.settle(now);
+        let was_claimed = self.tracker.claimed_by(lease).is_some();
+        match self.give_back(lease) {
+            None => {}
+            Some(Link::Dialling(Some(proxy))) => {
+                if let Some(known) = self.members.get_mut(&proxy) {
+                    known.is_unreachable = true;
+                }
+                self.cool_down(now, &proxy, draw);
+            }
+            Some(Link::Dialling(None)) => {
+                self.configured_failed(now, draw);
+            }
+            // Let go, or followed by a newer start: its end is no loss.
+            Some(Link::Connected(_)) if !was_claimed => {}
+            Some(Link::Connected(link)) => self.lost(now, &link, draw),
         }
-        // It may be a network's hiccup or a proxy's end, and a fleet must not answer either at once.
-        if let Some(known) = self.members.get_mut(&link.reached.proxy) {
-            known.backoff.fail(now, draw);
-        } else {
-            self.configured_failures.fail(now, draw);
-        }
-        self.pace(now, self.spread, draw);
     }
 
     /// A connection's round-trip time, as measured last.
@@ -508,15 +265,29 @@ impl Pool {
 
     /// What is to be done now; to be asked until there is nothing.
     pub fn poll(&mut self, now: Time) -> Option<Action> {
-        self.members.retain(|_, known| known.expiry >= now);
+        self.expire(now);
+        self.settle(now);
+        let want = self.tracker.want();
+        if want != self.wanted {
+            self.wanted = want;
+            self.view_changed = now;
+        }
         self.poll_let_go(now).or_else(|| self.poll_dial(now))
     }
 
     /// When [`Pool::poll`] may have something to do, if nothing is put in before.
     #[must_use]
     pub fn next_wake(&self, now: Time) -> Option<Time> {
-        let cooling = self.members.values().filter(|known| known.alive).map(|known| known.backoff.until());
-        let expiries = self.members.values().map(|known| known.expiry + Duration::from_millis(1));
+        let cooling = self
+            .members
+            .values()
+            .filter(|known| known.is_alive())
+            .map(|known| known.backoff.until());
+        // What is told is believed up to and with its last moment.
+        let expiries = self
+            .members
+            .values()
+            .map(|known| known.expiry + Duration::from_nanos(1));
         let settling = self.links.values().filter_map(|link| match link {
             Link::Connected(link) => Some(link.since + self.limits.settle),
             Link::Dialling(_) => None,
@@ -538,17 +309,27 @@ impl Pool {
     /// How many connections there are, and should be.
     #[must_use]
     pub fn counts(&self, now: Time) -> Counts {
-        let held = self.links.values().filter(|link| matches!(link, Link::Connected(_))).count();
+        let connected = |link: &&Link| matches!(link, Link::Connected(_));
+        let held = self.links.values().filter(connected).count();
+        let want = self.tracker.want();
         Counts {
-            desired: self.tracker.want().max(1),
-            connected: match self.tracker.want() {
+            desired: want.max(1),
+            connected: match want {
                 // Nothing is known but whom it is connected to.
-                0 => held.min(1),
+                0 => self.held().count().min(1),
                 _ => self.tracker.claimed_desired(),
             },
             held,
             dialling: self.links.len() - held,
-            cooling: self.members.values().filter(|known| known.backoff.until() > now).count(),
+            cooling: self
+                .members
+                .iter()
+                .filter(|(name, known)| {
+                    known.is_alive()
+                        && known.backoff.until() > now
+                        && !self.tracker.is_claimed(&[name.as_str()])
+                })
+                .count(),
         }
     }
 
@@ -570,11 +351,36 @@ impl Pool {
         &self.tracker
     }
 
-    fn connected_to(&self, lease: LeaseId) -> Option<&NodeName> {
+    /// The connections that are not let go.
+    fn held(&self) -> impl Iterator<Item = (LeaseId, &Connected)> {
+        self.links.iter().filter_map(|(lease, link)| match link {
+            Link::Connected(link) if !link.let_go => Some((*lease, link)),
+            Link::Connected(_) | Link::Dialling(_) => None,
+        })
+    }
+
+    fn connected_to(&self, lease: LeaseId) -> Option<&Reached> {
         match self.links.get(&lease)? {
-            Link::Connected(link) => Some(&link.reached.proxy),
+            Link::Connected(link) => Some(&link.reached),
             Link::Dialling(_) => None,
         }
+    }
+
+    fn is_desired(&self, proxy: &NodeName) -> bool {
+        self.tracker
+            .desired()
+            .any(|desired| **desired == *proxy.as_str())
+    }
+
+    /// The connection to the newest start of a proxy, even if it is let go.
+    fn link_to(&self, proxy: &NodeName) -> Option<&Connected> {
+        self.links
+            .values()
+            .filter_map(|link| match link {
+                Link::Connected(link) => (link.reached.proxy == *proxy).then_some(link),
+                Link::Dialling(_) => None,
+            })
+            .max_by_key(|link| (link.reached.epoch, !link.let_go))
     }
 
     fn give_back(&mut self, lease: LeaseId) -> Option<Link> {
@@ -582,59 +388,34 @@ impl Pool {
         self.links.remove(&lease)
     }
 
-    fn pace(&mut self, now: Time, over: Duration, draw: &mut dyn Draw) {
-        self.paced_until = self.paced_until.max(now + draw.up_to(over));
+    /// A connection to a former start of the same proxy is dead, whatever it looks like.
+    fn supersede(&mut self, reached: &Reached) {
+        for (lease, link) in &self.links {
+            if let Link::Connected(link) = link
+                && link.reached.proxy == reached.proxy
+                && link.reached.epoch < reached.epoch
+            {
+                self.tracker.release(*lease);
+            }
+        }
     }
 
-    fn poll_dial(&mut self, now: Time) -> Option<Action> {
-        let under_way = |link: &&Link| matches!(link, Link::Dialling(_));
-        if self.links.values().filter(under_way).count() >= self.limits.parallel_dials_max
-            || now < self.paced_until
-        {
-            return None;
+    /// Notes which connections have stood for so long that the failures before them are forgiven.
+    fn settle(&mut self, now: Time) {
+        for link in self.links.values_mut() {
+            if let Link::Connected(link) = link
+                && !link.settled
+                && link.since + self.limits.settle <= now
+            {
+                link.settled = true;
+                if let Some(known) = self.members.get_mut(&link.reached.proxy) {
+                    known.backoff.reset();
+                }
+                if link.through_configured {
+                    self.configured_failures.reset();
+                }
+            }
         }
-        let lease = self.tracker.acquire(now)?;
-        let Some(whom) = self.choose(now) else {
-            // Wanted, but whoever could be dialled cools down.
-            self.tracker.release(lease);
-            return None;
-        };
-        let directed = match &whom {
-            Whom::Directed { proxy, .. } => Some(proxy.clone()),
-            Whom::Configured { .. } => None,
-        };
-        self.links.insert(lease, Link::Dialling(directed));
-        Some(Action::Dial { lease, whom })
-    }
-
-    fn choose(&mut self, now: Time) -> Option<Whom> {
-        let dialled = |name: &NodeName| {
-            self.links.values().any(
-                |link| matches!(link, Link::Dialling(Some(directed)) if directed == name),
-            )
-        };
-        let best = self
-            .tracker
-            .desired()
-            .filter(|name| !self.tracker.is_claimed(&[name]))
-            .filter_map(|name| self.members.get_key_value(&**name))
-            .filter(|(name, known)| {
-                !known.addresses.is_empty() && known.backoff.until() <= now && !dialled(name)
-            })
-            .max_by_key(|(name, _)| (rendezvous::score(&self.agent, name), (*name).clone()));
-        if let Some((name, known)) = best {
-            return Some(Whom::Directed { proxy: name.clone(), addresses: known.addresses.clone() });
-        }
-        // One at a time: two dials through one balancer may well reach one proxy.
-        let configured_under_way =
-            self.links.values().any(|link| matches!(link, Link::Dialling(None)));
-        let waits = self.configured_failures.until().max(self.duplicates.until());
-        if configured_under_way || now < waits || self.addresses.is_empty() {
-            return None;
-        }
-        let address = self.addresses[self.next_address % self.addresses.len()].clone();
-        self.next_address = (self.next_address + 1) % self.addresses.len();
-        Some(Whom::Configured { address })
     }
 
     fn poll_let_go(&mut self, now: Time) -> Option<Action> {
@@ -642,86 +423,13 @@ impl Pool {
         if let Some(Link::Connected(link)) = self.links.get_mut(&lease) {
             link.let_go = true;
         }
+        // What is claimed is what serves. Should its proxy be wanted once more while the last streams
+        // end, it is dialled anew.
+        self.tracker.release(lease);
         if why == LetGo::Surplus {
             // One by one: what is left may be needed before the next one goes.
             self.view_changed = now;
-            self.tracker.release(lease);
         }
         Some(Action::LetGo { lease, why })
-    }
-
-    fn find_let_go(&self, now: Time) -> Option<(LeaseId, LetGo)> {
-        let held = || {
-            self.links.iter().filter_map(|(lease, link)| match link {
-                Link::Connected(link) if !link.let_go => Some((*lease, link)),
-                Link::Connected(_) | Link::Dialling(_) => None,
-            })
-        };
-        let is_claimed_here =
-            |lease: LeaseId| self.tracker.claimed_by(lease).is_some();
-        if let Some((lease, _)) = held().find(|(lease, _)| !is_claimed_here(*lease)) {
-            return Some((lease, LetGo::Stale));
-        }
-        let want = self.tracker.want();
-        let settled = |name: &str| {
-            held().any(|(_, link)| {
-                link.reached.proxy.as_str() == name
-                    && !link.draining
-                    && link.since + self.limits.settle <= now
-            })
-        };
-        let settled_desired = self.tracker.desired().filter(|name| settled(name)).count();
-        if want > 0 && settled_desired >= want {
-            let drained = held().find(|(_, link)| link.draining);
-            if let Some((lease, _)) = drained {
-                return Some((lease, LetGo::Drained));
-            }
-        }
-        for group in self.groups() {
-            let newest = self.newest_generation(group)?;
-            let old: Vec<LeaseId> = held()
-                .filter(|(_, link)| {
-                    link.reached.group == *group && link.reached.generation < newest && !link.draining
-                })
-                .map(|(lease, _)| lease)
-                .collect();
-            let new_settled = held()
-                .filter(|(_, link)| {
-                    link.reached.group == *group
-                        && link.reached.generation == newest
-                        && settled(link.reached.proxy.as_str())
-                })
-                .count();
-            if let Some(lease) = old.first()
-                && new_settled >= old.len()
-            {
-                return Some((*lease, LetGo::OldGeneration));
-            }
-        }
-        let surplus = self.tracker.claimed_desired().saturating_sub(want);
-        if surplus > 0 && want > 0 && self.view_changed + self.limits.stable <= now {
-            let desired = |link: &Connected| {
-                self.tracker.desired().any(|name| **name == *link.reached.proxy.as_str())
-            };
-            let slowest = held()
-                .filter(|(_, link)| desired(link))
-                .max_by_key(|(lease, link)| (link.rtt, *lease))?;
-            return Some((slowest.0, LetGo::Surplus));
-        }
-        None
-    }
-
-    fn groups(&self) -> impl Iterator<Item = &Group> {
-        let groups: std::collections::BTreeSet<&Group> =
-            self.members.values().filter(|known| known.alive).map(|known| &known.group).collect();
-        groups.into_iter()
-    }
-
-    fn newest_generation(&self, group: &Group) -> Option<Generation> {
-        self.members
-            .values()
-            .filter(|known| known.alive && known.group == *group)
-            .map(|known| known.generation)
-            .max()
     }
 }

@@ -39,3 +39,7 @@ mod web;
 
 pub use agent::Agent;
 pub use proxy::Proxy;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/LIBRARY.md")]
+struct LibraryDoc;

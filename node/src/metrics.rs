@@ -87,6 +87,10 @@ pub struct NodeMetrics {
     bytes_sent: IntCounter,
     bytes_received: IntCounter,
     flow_blocked: Counter,
+    /// Streams cut because all stalled ones held more than `quic.buffer_bytes_max`.
+    pub cut_as_stalled: IntCounter,
+    /// Streams that were still open when the drain deadline came.
+    pub cut_at_drain_deadline: IntCounter,
     /// Unix time at which the node's certificate ends.
     pub cert_expiry: IntGaugeVec,
     /// Round-trip times of QUIC connections, seen when a stream opens.
@@ -109,6 +113,13 @@ impl NodeMetrics {
             "Payload carried by tunnel streams, by direction as this node sees it.",
             "direction",
             ["sent", "received"],
+        )?;
+        let cut = counter_vec(
+            registry,
+            "mesh_streams_cut_total",
+            "Streams that this node reset, by reason.",
+            "reason",
+            ["stalled", "drain_deadline"],
         )?;
         let build = registered(
             registry,
@@ -134,6 +145,8 @@ impl NodeMetrics {
                     "Time for which senders waited for the other side's flow control or the network.",
                 )?,
             )?,
+            cut_as_stalled: cut.with_label_values(&["stalled"]),
+            cut_at_drain_deadline: cut.with_label_values(&["drain_deadline"]),
             cert_expiry: registered(
                 registry,
                 IntGaugeVec::new(

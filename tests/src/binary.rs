@@ -1,12 +1,17 @@
 //! The real binary, started as an operator would.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it runs in real time, and its pipes need threads"
+)]
+
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -127,26 +132,44 @@ impl Process {
         Self::spawn(command)
     }
 
-    /// Starts any program.
+    /// Starts any program, with nothing to read.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null());
+        Ok(Self::spawned(command)?.0)
+    }
+
+    /// Starts any program, and returns what it reads from.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_with_input(mut command: Command) -> Result<(Self, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let (process, stdin) = Self::spawned(command)?;
+        Ok((process, stdin.context("no standard input")?))
+    }
+
+    fn spawned(mut command: Command) -> Result<(Self, Option<ChildStdin>)> {
         let mut child = command
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let log = Arc::new(Mutex::new(Vec::new()));
+        let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("no standard output")?;
         let stderr = child.stderr.take().context("no standard error")?;
         let readers = vec![collect(stdout, log.clone()), collect(stderr, log.clone())];
-        Ok(Self {
-            child,
-            log,
-            readers,
-        })
+        Ok((
+            Self {
+                child,
+                log,
+                readers,
+            },
+            stdin,
+        ))
     }
 
     /// The process id.
@@ -173,12 +196,12 @@ impl Process {
         while !self.log().contains(text) {
             if let Some(status) = self.child.try_wait()? {
                 bail!(
-                    "the node ended ({status}) before it logged `{text}`:\n{}",
+                    "the process ended ({status}) before it logged `{text}`:\n{}",
                     self.log()
                 );
             }
             if started.elapsed() > PATIENCE {
-                bail!("the node did not log `{text}`:\n{}", self.log());
+                bail!("the process did not log `{text}`:\n{}", self.log());
             }
             thread::sleep(Duration::from_millis(20));
         }

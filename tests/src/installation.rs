@@ -1,6 +1,11 @@
 //! A proxy and an agent as a user installs them: certificates by `node certs`, a config file each,
 //! the real binary twice.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "how much memory a node needed is for people to read"
+)]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
@@ -92,6 +97,7 @@ impl Site {
         Ok(Installation {
             agent,
             proxy,
+            quic,
             listeners,
             proxy_metrics,
             agent_metrics,
@@ -105,6 +111,7 @@ pub struct Installation {
     // Dropped in this order: the agent before the proxy, the files last.
     agent: Process,
     proxy: Process,
+    quic: SocketAddr,
     listeners: Vec<SocketAddr>,
     proxy_metrics: SocketAddr,
     agent_metrics: SocketAddr,
@@ -137,6 +144,12 @@ impl Installation {
             Some(listener) => Ok(*listener),
             None => bail!("no ingress {index}"),
         }
+    }
+
+    /// The UDP address of the proxy.
+    #[must_use]
+    pub fn quic(&self) -> SocketAddr {
+        self.quic
     }
 
     /// The URL of `path` at a plain `http` target, through the first ingress.

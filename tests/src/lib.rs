@@ -6,7 +6,9 @@
 //! | [`fleet`] | proxies and agents in this process, on free ports |
 //! | [`binary`] | the real binary, from config files |
 //! | [`installation`] | a proxy and an agent as a user installs them, of the real binary |
-//! | [`programs`] | curl, ssh, nginx and the like, as they are installed here |
+//! | [`programs`] | running real programs, as they are installed here |
+//! | [`curl`] | curl |
+//! | [`sshd`] | a real sshd, and clients that know it |
 //! | [`services`] | targets for agents: echo, sources, sinks, scripts |
 //! | [`web`] | a target that makes and checks HTTP bodies of any size |
 //! | [`network`] | a network for nodes that counts bytes and breaks connections |
@@ -14,9 +16,11 @@
 //! | [`quic`] | a QUIC client that can misbehave |
 //! | [`hostile`] | QUIC peers that misbehave: any certificate, no checks |
 //! | [`scripted`] | a network whose names and failures a test decides |
+//! | [`sim`] | a fleet in virtual time, on a network in memory |
 //! | [`probe`] | waiting for a condition, reading metrics, reading logs |
 
 pub mod binary;
+pub mod curl;
 pub mod fleet;
 pub mod hostile;
 pub mod http;
@@ -29,6 +33,8 @@ pub mod programs;
 pub mod quic;
 pub mod scripted;
 pub mod services;
+pub mod sshd;
+pub mod sim;
 pub mod web;
 
 /// What tests return: any error fails the test with its chain.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use serde_json::Value;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Captured lines of the whole test process. Tests run side by side: look for what is yours (an
@@ -17,7 +18,6 @@ pub fn capture() -> Logs {
         let logs = Logs::default();
         let subscriber = tracing_subscriber::fmt()
             .json()
-            .flatten_event(true)
             .with_env_filter("info,node=debug,access=info")
             .with_writer(logs.clone())
             .finish();
@@ -29,9 +29,10 @@ pub fn capture() -> Logs {
 }
 
 impl Logs {
-    /// The lines that contain all of `parts`.
+    /// The lines that contain all of `parts`; their fields stand beside the level and the like,
+    /// and before them where they have one name.
     #[must_use]
-    pub fn lines_with(&self, parts: &[&str]) -> Vec<serde_json::Value> {
+    pub fn lines_with(&self, parts: &[&str]) -> Vec<Value> {
         let bytes = self
             .0
             .lock()
@@ -40,9 +41,18 @@ impl Logs {
         String::from_utf8_lossy(&bytes)
             .lines()
             .filter(|line| parts.iter().all(|part| line.contains(part)))
-            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter_map(|line| serde_json::from_str(line).ok().map(lifted))
             .collect()
     }
+}
+
+fn lifted(mut line: Value) -> Value {
+    if let Value::Object(object) = &mut line
+        && let Some(Value::Object(fields)) = object.remove("fields")
+    {
+        object.extend(fields);
+    }
+    line
 }
 
 impl io::Write for Logs {

@@ -66,15 +66,29 @@ impl Pki {
     /// # Errors
     /// When a name cannot stand in a certificate at all.
     pub fn mint(&self, uris: &[&str], dns: &[&str]) -> Result<Minted> {
-        let dir = tempfile::tempdir()?;
-        let [_, key] = self.authority.save(dir.path())?;
-        let key = KeyPair::from_pem(&std::fs::read_to_string(key)?)?;
+        mint(&self.issuer()?, &[], &FOR_BOTH, uris, dns)
+    }
+
+    /// As [`Pki::mint`], for servers alone.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate at all.
+    pub fn mint_server(&self, uris: &[&str], dns: &[&str]) -> Result<Minted> {
         mint(
-            &Issuer::from_ca_cert_pem(self.authority.ca_pem(), key)?,
+            &self.issuer()?,
             &[],
+            &[ExtendedKeyUsagePurpose::ServerAuth],
             uris,
             dns,
         )
+    }
+
+    fn issuer(&self) -> Result<Issuer<'static, KeyPair>> {
+        // The authority gives its key to files alone.
+        let dir = tempfile::tempdir()?;
+        let [_, key] = self.authority.save(dir.path())?;
+        let key = KeyPair::from_pem(&std::fs::read_to_string(key)?)?;
+        Ok(Issuer::from_ca_cert_pem(self.authority.ca_pem(), key)?)
     }
 
     /// As [`Pki::mint`], but signed with the key of a new leaf of this authority, which is no
@@ -87,7 +101,7 @@ impl Pki {
         let issued = self.authority.issue(&request)?;
         let leaf = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes())?;
         let issuer = Issuer::from_ca_cert_der(&leaf, KeyPair::from_pem(&issued.key_pem)?)?;
-        mint(&issuer, std::slice::from_ref(&leaf), uris, &[])
+        mint(&issuer, std::slice::from_ref(&leaf), &FOR_BOTH, uris, &[])
     }
 
     /// Writes `ca.pem`, and `NAME.pem` and `NAME.key` of a new identity, into `dir`.
@@ -105,9 +119,15 @@ impl Pki {
 /// A certificate with its key, ready for either side of a TLS connection.
 pub type Minted = Arc<SingleCertAndKey>;
 
+const FOR_BOTH: [ExtendedKeyUsagePurpose; 2] = [
+    ExtendedKeyUsagePurpose::ClientAuth,
+    ExtendedKeyUsagePurpose::ServerAuth,
+];
+
 fn mint(
     issuer: &Issuer<'_, KeyPair>,
     issuers: &[CertificateDer<'static>],
+    usages: &[ExtendedKeyUsagePurpose],
     uris: &[&str],
     dns: &[&str],
 ) -> Result<Minted> {
@@ -122,10 +142,7 @@ fn mint(
             .subject_alt_names
             .push(SanType::DnsName((*name).try_into()?));
     }
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ClientAuth,
-        ExtendedKeyUsagePurpose::ServerAuth,
-    ];
+    params.extended_key_usages = usages.to_vec();
     let key = KeyPair::generate()?;
     let mut chain = vec![params.signed_by(&key, issuer)?.der().clone()];
     chain.extend_from_slice(issuers);

@@ -1,7 +1,13 @@
-//! Real programs around the mesh: curl, ssh, nginx and the like, as they are installed here.
+//! Real programs around the mesh: ssh, nginx and the like, as they are installed here.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "they run in real time, and their pipes need threads"
+)]
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -61,19 +67,6 @@ pub fn command(program: &str) -> Result<Command> {
     for name in MISLEADING {
         command.env_remove(name);
     }
-    Ok(command)
-}
-
-/// `curl`, silent but for errors, without the user's `.curlrc`.
-///
-/// # Errors
-/// As [`find`].
-pub fn curl<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Command> {
-    let mut command = command("curl")?;
-    // `-q` counts as the first argument alone.
-    command
-        .args(["-q", "--silent", "--show-error", "--noproxy", "*"])
-        .args(args);
     Ok(command)
 }
 
@@ -237,18 +230,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it and waits until it listens on `address`.
+    /// Starts it and waits until it listens on `address`, of IPv4.
     ///
     /// # Errors
     /// When it cannot be started, ends at once or does not listen; with what it wrote.
-    pub fn start(command: Command, address: std::net::SocketAddr) -> Result<Self> {
+    pub fn start(command: Command, address: SocketAddr) -> Result<Self> {
         let name = command_line(&command);
         let mut daemon = Self {
             process: Process::spawn(command)?,
             name,
         };
         let started = Instant::now();
-        while std::net::TcpStream::connect(address).is_err() {
+        while !is_listening(address)? {
             if let Some(status) = daemon.process.try_wait()? {
                 bail!("{}: ended ({status}):\n{}", daemon.name, daemon.log());
             }
@@ -274,13 +267,32 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // Killed, it could not end its own children; nginx does when asked to.
-        if self.process.signal("TERM").is_ok() {
+        if matches!(self.process.try_wait(), Ok(None)) && self.process.signal("TERM").is_ok() {
             let started = Instant::now();
             while matches!(self.process.try_wait(), Ok(None)) && started.elapsed() < TERM_PATIENCE {
                 thread::sleep(Duration::from_millis(10));
             }
         }
     }
+}
+
+/// Whether a TCP socket listens there. It is not asked: iperf3 would take that for its one client.
+fn is_listening(address: SocketAddr) -> Result<bool> {
+    const LISTEN: &str = "0A";
+    let IpAddr::V4(ip) = address.ip() else {
+        bail!("{address} is not of IPv4")
+    };
+    // The address as the kernel prints it: in the byte order of this machine.
+    let local = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(ip.octets()),
+        address.port()
+    );
+    let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+    Ok(sockets.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().take(4).collect();
+        matches!(fields[..], [_, at, _, state] if at == local && state == LISTEN)
+    }))
 }
 
 /// SHA-256, as sha256sum(1) writes it.

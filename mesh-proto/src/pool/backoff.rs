@@ -17,33 +17,50 @@ pub(super) struct Growth {
     pub(super) max: Duration,
 }
 
+impl Growth {
+    /// Of a fleet whose agents each wait for times drawn from zero to a bound, twice its size arrives
+    /// in every such time. So waits up to twice the spread give the rate that proxies ask for.
+    pub(super) fn from_twice(self, spread: Duration) -> Self {
+        let twice = spread.saturating_mul(2);
+        Self {
+            first: self.first.max(twice),
+            max: self.max.max(twice),
+        }
+    }
+}
+
 /// How long somebody is left alone after failures.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Backoff {
-    growth: Growth,
     failures: u32,
     until: Time,
 }
 
 impl Backoff {
-    pub(super) fn new(growth: Growth) -> Self {
-        Self { growth, failures: 0, until: Time::ZERO }
-    }
-
     /// Left alone until then.
     pub(super) fn until(&self) -> Time {
         self.until
     }
 
+    /// Forgets all failures.
     pub(super) fn reset(&mut self) {
-        self.failures = 0;
+        *self = Self::default();
+    }
+
+    /// Ends the wait, but remembers the failures: an answer is not yet a success.
+    pub(super) fn lift(&mut self) {
         self.until = Time::ZERO;
     }
 
+    /// Waits, though nothing has failed.
+    pub(super) fn wait_until(&mut self, until: Time) {
+        self.until = until;
+    }
+
     /// The bound doubles with each failure; the wait is drawn from zero to it.
-    pub(super) fn fail(&mut self, now: Time, draw: &mut dyn Draw) {
+    pub(super) fn fail(&mut self, now: Time, growth: Growth, draw: &mut dyn Draw) {
         let doubled = 2u32.saturating_pow(self.failures);
-        let bound = self.growth.first.saturating_mul(doubled).min(self.growth.max);
+        let bound = growth.first.saturating_mul(doubled).min(growth.max);
         self.failures = self.failures.saturating_add(1);
         self.until = now + draw.up_to(bound);
     }
@@ -62,20 +79,60 @@ mod tests {
         }
     }
 
+    const GROWTH: Growth = Growth {
+        first: Duration::from_millis(500),
+        max: Duration::from_secs(30),
+    };
+
+    fn bounds(growth: Growth, count: usize) -> Vec<u128> {
+        let mut backoff = Backoff::default();
+        std::iter::repeat_with(|| {
+            backoff.fail(Time::ZERO, growth, &mut Longest);
+            backoff.until().elapsed().as_millis()
+        })
+        .take(count)
+        .collect()
+    }
+
     #[test]
     fn bounds_double_up_to_the_cap() {
-        let growth = Growth { first: Duration::from_millis(500), max: Duration::from_secs(30) };
-        let mut backoff = Backoff::new(growth);
-        let mut bounds = Vec::new();
-        for _ in 0..9 {
-            backoff.fail(Time::ZERO, &mut Longest);
-            bounds.push(backoff.until().elapsed().as_millis());
-        }
-        assert_eq!(bounds, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-        backoff.failures = u32::MAX;
-        backoff.fail(Time::ZERO, &mut Longest);
-        assert_eq!(backoff.until().elapsed(), growth.max);
+        assert_eq!(
+            bounds(GROWTH, 9),
+            [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]
+        );
+    }
+
+    #[test]
+    fn a_spread_raises_the_bounds() {
+        let spread = Duration::from_secs(20);
+        assert_eq!(bounds(GROWTH.from_twice(spread), 2), [40000, 40000]);
+        assert_eq!(
+            bounds(GROWTH.from_twice(Duration::from_secs(1)), 3),
+            [2000, 4000, 8000]
+        );
+        assert_eq!(bounds(GROWTH.from_twice(Duration::ZERO), 2), [500, 1000]);
+        assert!(bounds(GROWTH.from_twice(Duration::MAX), 1)[0] > 1 << 60);
+    }
+
+    #[test]
+    fn failures_without_end_do_not_overflow() {
+        let mut backoff = Backoff {
+            failures: u32::MAX,
+            until: Time::ZERO,
+        };
+        backoff.fail(Time::ZERO, GROWTH, &mut Longest);
+        assert_eq!(backoff.until().elapsed(), GROWTH.max);
+        backoff.lift();
+        assert_eq!(backoff.until(), Time::ZERO);
+        backoff.fail(Time::ZERO, GROWTH, &mut Longest);
+        assert_eq!(
+            backoff.until().elapsed(),
+            GROWTH.max,
+            "a lifted wait forgot the failures"
+        );
         backoff.reset();
         assert_eq!(backoff.until(), Time::ZERO);
+        backoff.fail(Time::ZERO, GROWTH, &mut Longest);
+        assert_eq!(backoff.until().elapsed(), GROWTH.first);
     }
 }

@@ -77,6 +77,28 @@ impl ConnectError {
         }
     }
 
+    /// What stays the same from one attempt to the next as long as the cause does; the text may
+    /// tell the time, as that of an expired certificate.
+    pub(super) fn gist(&self) -> String {
+        if let Self::Untrusted { remote, error } = self {
+            match error {
+                ConnectionError::TransportError(error) => {
+                    return format!("{remote}: {}", error.code);
+                }
+                ConnectionError::ConnectionClosed(close) => {
+                    return format!("{remote}: by peer: {}", close.error_code);
+                }
+                ConnectionError::ApplicationClosed(_)
+                | ConnectionError::VersionMismatch
+                | ConnectionError::Reset
+                | ConnectionError::TimedOut
+                | ConnectionError::LocallyClosed
+                | ConnectionError::CidsExhausted => {}
+            }
+        }
+        self.to_string()
+    }
+
     fn of(remote: SocketAddr, timeout: Duration, error: ConnectionError) -> Self {
         match &error {
             ConnectionError::TimedOut => Self::Timeout { remote, timeout },

@@ -137,7 +137,11 @@ impl Agent {
                 parts.random.generator(),
             )),
             random: parts.random,
-            budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
+            budget: StallBudget::new(
+                quic.stream_window_bytes,
+                quic.buffer_bytes_max,
+                node_metrics.cut_as_stalled.clone(),
+            ),
             node_metrics,
             metrics,
             connected: watch::Sender::new(0),
@@ -178,6 +182,7 @@ impl Agent {
             u64::try_from(self.shared.node_metrics.streams_open()).unwrap_or(0)
         };
         if streams_cut > 0 {
+            self.shared.node_metrics.cut_at_drain_deadline.inc_by(streams_cut);
             tracing::warn!(
                 streams_cut,
                 "the drain deadline has passed: streams that were still open are cut; raise agent.drain_deadline if they should have longer"

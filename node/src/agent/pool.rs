@@ -58,7 +58,7 @@ impl Draw for Jitter {
 /// Keeps a proxy that cannot be reached from filling the log.
 #[derive(Debug, Default)]
 struct Failing {
-    what: String,
+    gist: String,
     times: u32,
 }
 
@@ -92,23 +92,23 @@ impl PoolState {
     }
 
     fn log_failure(&self, place: &str, error: &ConnectError) {
-        let what = error.to_string();
+        let gist = error.gist();
         let mut inner = self.lock();
         if inner.failing.len() >= FAILING_MAX && !inner.failing.contains_key(place) {
             inner.failing.pop_first();
         }
         let failing = inner.failing.entry(place.to_owned()).or_default();
-        let repeat = failing.what == what && failing.times < REPEAT_WARNING;
+        let repeat = failing.gist == gist && failing.times < REPEAT_WARNING;
         if repeat {
             failing.times += 1;
         } else {
-            *failing = Failing { what: what.clone(), times: 1 };
+            *failing = Failing { gist, times: 1 };
         }
         drop(inner);
         if repeat {
-            tracing::debug!(place, "cannot connect to a proxy: {what}");
+            tracing::debug!(place, "cannot connect to a proxy: {error}");
         } else {
-            tracing::warn!(place, "cannot connect to a proxy, and will go on trying: {what}");
+            tracing::warn!(place, "cannot connect to a proxy, and will go on trying: {error}");
         }
     }
 

@@ -74,7 +74,9 @@ pub(super) fn init_log(config: &LogConfig) -> Result<(), CliError> {
         .with_ansi(std::io::stderr().is_terminal());
     let started = match config.format {
         LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        // Not flattened: a field may be called as one of the line's own (`target`), and an object
+        // with two keys of one name is read in as many ways as there are readers.
+        LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| CliError::Failed(format!("cannot start logging: {error}")))
 }

@@ -16,10 +16,12 @@ use crate::tasks::Tasks;
 /// TLS alerts (RFC 8446, section 6), which QUIC carries as 0x100 + alert (RFC 9001, section 4.8).
 mod alert {
     pub(super) const BAD_CERTIFICATE: u64 = 0x100 + 42;
+    pub(super) const UNSUPPORTED_CERTIFICATE: u64 = 0x100 + 43;
     pub(super) const CERTIFICATE_EXPIRED: u64 = 0x100 + 45;
     pub(super) const CERTIFICATE_UNKNOWN: u64 = 0x100 + 46;
     pub(super) const UNKNOWN_CA: u64 = 0x100 + 48;
     pub(super) const ACCESS_DENIED: u64 = 0x100 + 49;
+    pub(super) const DECRYPT_ERROR: u64 = 0x100 + 51;
     pub(super) const CERTIFICATE_REQUIRED: u64 = 0x100 + 116;
     pub(super) const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
 }
@@ -192,9 +194,13 @@ fn classify(error: &ConnectionError) -> HandshakeRefusal {
             alert::CERTIFICATE_REQUIRED => HandshakeRefusal::NoCertificate,
             alert::CERTIFICATE_EXPIRED => HandshakeRefusal::Expired,
             alert::UNKNOWN_CA => HandshakeRefusal::UnknownAuthority,
-            alert::BAD_CERTIFICATE | alert::CERTIFICATE_UNKNOWN | alert::ACCESS_DENIED => {
-                HandshakeRefusal::BadCertificate
-            }
+            // A usage that it lacks is "unsupported"; a key that is not the certificate's shows as
+            // a signature that cannot be "decrypted".
+            alert::BAD_CERTIFICATE
+            | alert::UNSUPPORTED_CERTIFICATE
+            | alert::CERTIFICATE_UNKNOWN
+            | alert::ACCESS_DENIED
+            | alert::DECRYPT_ERROR => HandshakeRefusal::BadCertificate,
             _ => HandshakeRefusal::Protocol,
         },
         ConnectionError::TimedOut => HandshakeRefusal::Timeout,

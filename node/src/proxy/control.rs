@@ -15,6 +15,7 @@ use rand::Rng as _;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::metrics::HandshakeRefusal;
 use super::session::{Ending, NewSession, Registration};
 use super::view::REFRESH_INTERVAL;
 use super::{Phase, Shared};
@@ -47,6 +48,25 @@ enum HelloError {
 /// How long changes of the view are gathered before agents are told.
 const COALESCE: Duration = Duration::from_millis(200);
 
+impl HelloError {
+    /// What the agent is told, and as what it counts.
+    fn verdict(&self) -> (CloseCode, HandshakeRefusal) {
+        match self {
+            Self::Timeout(_) => (CloseCode::HandshakeTimeout, HandshakeRefusal::Timeout),
+            // This proxy closes all connections at the end of its drain.
+            Self::Connection(ConnectionError::LocallyClosed) => {
+                (CloseCode::Draining, HandshakeRefusal::Overloaded)
+            }
+            Self::Connection(_) | Self::Write(_) | Self::Frame(FrameError::Read(_)) => {
+                (CloseCode::ProtocolError, HandshakeRefusal::Abandoned)
+            }
+            Self::NotControl | Self::NotHello | Self::Frame(_) | Self::Encode(_) => {
+                (CloseCode::ProtocolError, HandshakeRefusal::Protocol)
+            }
+        }
+    }
+}
+
 struct Control {
     send: SendStream,
     recv: RecvStream,
@@ -64,15 +84,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
     let (control, mut registration) = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
-            let code = match &error {
-                HelloError::Timeout(_) => CloseCode::HandshakeTimeout,
-                HelloError::NotControl
-                | HelloError::NotHello
-                | HelloError::Connection(_)
-                | HelloError::Frame(_)
-                | HelloError::Write(_)
-                | HelloError::Encode(_) => CloseCode::ProtocolError,
-            };
+            let (code, refusal) = error.verdict();
+            shared.metrics.refused(refusal);
             tracing::warn!(
                 %agent, remote = %connection.remote_address(), %error,
                 "an agent connected but did not become a session"

@@ -25,8 +25,6 @@ pub struct ProxyMetrics {
     handshakes_refused: IntCounterVec,
     /// Handshakes answered with Retry.
     pub handshakes_retried: IntCounter,
-    /// Streams reset because the node's buffers were full or its drain was over.
-    streams_cut: IntCounterVec,
     /// Packets lost on connections.
     pub lost_packets: IntCounter,
 }
@@ -69,9 +67,9 @@ pub enum HandshakeRefusal {
     BadCertificate,
     /// A kind of identity that may not speak this protocol.
     WrongKind,
-    /// Not complete in time.
+    /// Not complete in time, the hello included.
     Timeout,
-    /// Another failure of TLS or QUIC.
+    /// Another failure of TLS or QUIC, or something else than a hello.
     Protocol,
     /// The other side gave up.
     Abandoned,
@@ -181,13 +179,6 @@ impl ProxyMetrics {
                 "mesh_proxy_handshakes_retried_total",
                 "QUIC handshakes answered with Retry, being over quic.handshakes_per_second.",
             )?,
-            streams_cut: metrics::counter_vec(
-                registry,
-                "mesh_proxy_streams_cut_total",
-                "Streams that this proxy reset, by reason.",
-                "reason",
-                ["drain_deadline"],
-            )?,
             lost_packets: metrics::counter(
                 registry,
                 "mesh_quic_lost_packets_total",
@@ -210,10 +201,6 @@ impl ProxyMetrics {
 
     pub(super) fn refused(&self, refusal: HandshakeRefusal) {
         self.handshakes_refused.with_label_values(&[refusal.as_str()]).inc();
-    }
-
-    pub(super) fn cut_by_drain(&self, streams: u64) {
-        self.streams_cut.with_label_values(&["drain_deadline"]).inc_by(streams);
     }
 
     /// Counts a request of the `http` ingress.

@@ -216,7 +216,11 @@ impl Proxy {
             random: parts.random.clone(),
             network: parts.network,
             hooks: parts.hooks,
-            budget: StallBudget::new(quic.stream_window_bytes, quic.buffer_bytes_max),
+            budget: StallBudget::new(
+                quic.stream_window_bytes,
+                quic.buffer_bytes_max,
+                node_metrics.cut_as_stalled.clone(),
+            ),
             sessions: Sessions::new(metrics.clone()),
             shards: parts.shards.len(),
             node_metrics,
@@ -351,7 +355,7 @@ impl Proxy {
             Err(_) => u64::try_from(self.shared.node_metrics.streams_open()).unwrap_or(0),
         };
         if streams_cut > 0 {
-            self.shared.metrics.cut_by_drain(streams_cut);
+            self.shared.node_metrics.cut_at_drain_deadline.inc_by(streams_cut);
             tracing::warn!(
                 streams_cut,
                 "the drain deadline has passed: streams that were still open are cut; raise proxy.drain_deadline if they should have longer"

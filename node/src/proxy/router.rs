@@ -176,6 +176,10 @@ async fn route(
     }
     match last {
         Some(refusal) => (Path::Local, Err(refusal)),
+        None if shared.sessions.is_leaving(&agent) => {
+            let message = format!("the agent {agent} is about to leave");
+            (Path::Local, Err(Refusal::new(Reason::Draining, message)))
+        }
         None => {
             let message = format!(
                 "no agent `{agent}` is connected to the proxy {}; see that it runs, that it is spelled so, and read its log",

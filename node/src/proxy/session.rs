@@ -189,6 +189,13 @@ impl Sessions {
         sessions.iter().rev().filter(|session| session.is_live()).cloned().collect()
     }
 
+    /// Whether the agent is connected and about to leave.
+    pub(super) fn is_leaving(&self, agent: &NodeName) -> bool {
+        let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
+        let leaves = |session: &Arc<Session>| session.leaving.load(Ordering::Acquire);
+        by_agent.get(agent).is_some_and(|sessions| sessions.iter().any(leaves))
+    }
+
     /// All sessions, by name and then oldest first.
     pub(super) fn all(&self) -> Vec<Arc<Session>> {
         let mut all: Vec<_> = self

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use certs::Credentials;
 use mesh_proto::name::NodeName;
@@ -25,17 +26,25 @@ const HALF_OPEN_BYTES_MAX: u64 = 64 << 10;
 /// Bytes kept of all connections that were not accepted yet.
 const HALF_OPEN_TOTAL_BYTES_MAX: u64 = 32 << 20;
 
+/// The least time between two stateless resets. quinn's own 20 ms would let a restarted proxy answer
+/// 50 agents a second, and the others would wait for their idle timeout. A reset is smaller than
+/// the packet that asks for it, and only ids that bear this proxy's tag get one.
+const RESET_INTERVAL_MIN: Duration = Duration::from_micros(100);
+
 /// An endpoint could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The socket.
-    #[error("cannot listen for QUIC on udp {address}: {error}")]
+    /// The socket of a proxy.
+    #[error("cannot listen for QUIC on udp {address} (quic.listen): {error}")]
     Bind {
         /// The address asked for.
         address: SocketAddr,
         /// Why not.
         error: io::Error,
     },
+    /// The socket of an outgoing connection.
+    #[error("cannot open a UDP socket to dial from: {0}; is the limit of open files (ulimit -n) reached?")]
+    Socket(io::Error),
     /// The TLS configuration.
     #[error("cannot use the node's certificate for TLS: {0}")]
     Tls(#[from] certs::TlsError),
@@ -167,10 +176,14 @@ fn bind(
         Box::new(SignedConnectionIds::new(connection_id_key, ids_random.generator()))
     });
     endpoint.rng_seed(Some(random.bytes()));
+    endpoint.min_reset_interval(RESET_INTERVAL_MIN);
     // MTU discovery finds nothing above what the receiving endpoint says it takes. The value is
     // in range by the bounds of the config (1,200 to 6,500).
     let _ = endpoint.max_udp_payload_size(config.mtu_max);
-    let bind_error = |error| EndpointError::Bind { address, error };
+    let listens = server.is_some();
+    let bind_error = |error| {
+        if listens { EndpointError::Bind { address, error } } else { EndpointError::Socket(error) }
+    };
     let binding = network.bind_udp(address, shared).map_err(bind_error)?;
     let endpoint = quinn::Endpoint::new_with_abstract_socket(
         endpoint,

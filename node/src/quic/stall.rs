@@ -2,7 +2,7 @@
 //!
 //! QUIC's windows bound each stream and each connection. A node with many connections needs one
 //! bound more, or enough readers that stand still fill its memory. A receiving half is *holding*
-//! from a read that gave bytes until a read that found none, so a half that holds and was not read
+//! from its start, or a read that gave bytes, until a read that found none, so a half that holds and was not read
 //! for a while is stalled, and quinn keeps at most one stream window for it. When all stalled
 //! halves could exceed the node's budget, the longest-stalled are cut.
 //!
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use mesh_proto::close::ResetCode;
+use prometheus::IntCounter;
 use quinn::RecvStream;
 use tokio::sync::Notify;
 
@@ -89,7 +90,7 @@ pub struct StallBudget {
     looks: AtomicU64,
     slots: Mutex<Slots>,
     wake: Notify,
-    cut: AtomicU64,
+    cut: IntCounter,
 }
 
 #[derive(Debug, Default)]
@@ -99,23 +100,18 @@ struct Slots {
 }
 
 impl StallBudget {
-    /// A budget of `buffer_bytes_max`, with streams that hold at most `stream_window_bytes` each.
+    /// A budget of `buffer_bytes_max`, with streams that hold at most `stream_window_bytes` each;
+    /// `cut` counts the streams that it cuts.
     #[must_use]
-    pub fn new(stream_window_bytes: u32, buffer_bytes_max: u64) -> Arc<Self> {
+    pub fn new(stream_window_bytes: u32, buffer_bytes_max: u64, cut: IntCounter) -> Arc<Self> {
         Arc::new(Self {
             stream_window_bytes: stream_window_bytes.into(),
             buffer_bytes_max,
             looks: AtomicU64::new(0),
             slots: Mutex::default(),
             wake: Notify::new(),
-            cut: AtomicU64::new(0),
+            cut,
         })
-    }
-
-    /// Streams cut so far.
-    #[must_use]
-    pub fn cut_total(&self) -> u64 {
-        self.cut.load(Ordering::Relaxed)
     }
 
     pub(super) fn watch(self: &Arc<Self>, stream: RecvStream) -> Arc<RecvSlot> {
@@ -124,7 +120,8 @@ impl StallBudget {
         slots.next_id += 1;
         let slot = Arc::new(RecvSlot {
             stream: Mutex::new(stream),
-            held_since: AtomicU64::new(WAITING),
+            // Until the first read finds nothing: a half that nobody ever reads holds its window too.
+            held_since: AtomicU64::new(self.looks.load(Ordering::Relaxed)),
             cut: AtomicBool::new(false),
             cut_notice: Notify::new(),
             id,
@@ -184,7 +181,7 @@ impl StallBudget {
         for (_, slot) in &stalled[..excess] {
             slot.cut_now();
         }
-        self.cut.fetch_add(excess as u64, Ordering::Relaxed);
+        self.cut.inc_by(excess as u64);
         tracing::warn!(
             cut = excess,
             stalled = stalled.len(),

@@ -23,7 +23,7 @@ pub fn transport(config: &QuicConfig) -> TransportConfig {
     let stream_window = u64::from(config.stream_window_bytes);
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(STREAMS_BEFORE_HELLO.into())
+        .max_concurrent_bidi_streams(STREAMS_BEFORE_HELLO.min(config.streams_max).into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(config.stream_window_bytes.into())
         .receive_window(var_int(stream_window * WINDOWS_BEFORE_HELLO))

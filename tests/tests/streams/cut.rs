@@ -263,19 +263,29 @@ async fn read_part(body: &mut Incoming) -> Result {
     Ok(())
 }
 
-/// An upload: the service has read a part when the stream is cut.
-async fn cut_upload(way: Way, cause: Cause) -> Result {
+/// An upload: the service has read a part when the stream is cut; it has answered before that, or
+/// it has not.
+async fn cut_upload(way: Way, cause: Cause, answered: bool) -> Result {
     // Counts as written what ended as if it were whole.
-    let service = Service::start(|mut stream, stats| async move {
+    let service = Service::start(move |mut stream, stats| async move {
+        let mut answer: &[u8] = if answered { way.response_head() } else { b"" };
         let mut buffer = vec![0; 64 << 10];
         let mut tail = Vec::new();
         loop {
             let read = stream.read(&mut buffer).await?;
             stats.read.fetch_add(read as u64, Ordering::SeqCst);
+            stream.write_all(std::mem::take(&mut answer)).await?;
             tail.extend_from_slice(&buffer[..read]);
             tail.drain(..tail.len().saturating_sub(16));
-            if read == 0 || tail.ends_with(b"\r\n0\r\n\r\n") {
+            let whole = match way {
+                Way::Library | Way::Tcp => read == 0,
+                // Its length, or the chunk that is the last, tells, and the connection's end does not.
+                Way::Http(_) => tail.ends_with(b"\r\n0\r\n\r\n"),
+            };
+            if whole {
                 stats.written.fetch_add(1, Ordering::SeqCst);
+            }
+            if whole || read == 0 {
                 return Ok(());
             }
         }
@@ -345,11 +355,18 @@ async fn cut_body_is_not_whole() -> Result {
                 .with_context(named)
                 .context("download")?;
             // A request has no body that lasts until the connection's end.
-            if way != Way::Http(Body::UntilEnd) {
-                cut_upload(way, cause)
-                    .await
+            if way == Way::Http(Body::UntilEnd) {
+                continue;
+            }
+            cut_upload(way, cause, false)
+                .await
+                .with_context(named)
+                .context("upload")?;
+            if matches!(way, Way::Http(_)) {
+                let result = cut_upload(way, cause, true).await;
+                result
                     .with_context(named)
-                    .context("upload")?;
+                    .context("upload that was answered")?;
             }
         }
     }

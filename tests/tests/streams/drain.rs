@@ -20,7 +20,9 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::support::{MIB, body, endless, expect_broken, expect_bytes, expect_whole, ping_pong};
+use crate::support::{
+    MIB, body, endless, expect_broken, expect_bytes, expect_whole, pages, ping_pong,
+};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -165,17 +167,7 @@ async fn drain_deadline_cuts_and_counts() -> Result {
 #[tokio::test]
 async fn dropped_nodes_release_everything() -> Result {
     let (endless, echo) = (endless().await?, Service::echo().await?);
-    let page = Service::start(|mut stream, _| async move {
-        loop {
-            // One read is one small request.
-            if stream.read(&mut [0; 4096]).await? == 0 {
-                return Ok(());
-            }
-            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-            tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await?;
-        }
-    })
-    .await?;
+    let page = pages(|_| b"ok".to_vec()).await?;
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let before = tasks();
     let pki = Pki::new("test.example.com")?;

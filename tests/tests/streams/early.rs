@@ -26,7 +26,7 @@ use crate::support::{body, expect_broken, expect_bytes, expect_whole, ping_pong}
 struct Gate(watch::Receiver<bool>);
 
 impl Authorizer for Gate {
-    fn authorize<'a>(&'a self, _: &'a DialInfo) -> BoxFuture<'a, Result<(), String>> {
+    fn authorize<'a>(&'a self, _: &'a DialInfo) -> BoxFuture<'a, std::result::Result<(), String>> {
         let mut open = self.0.clone();
         Box::pin(async move {
             open.wait_for(|open| *open)

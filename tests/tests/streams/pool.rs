@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -11,44 +10,16 @@ use http_body_util::Full;
 use mesh_tests::Result;
 use mesh_tests::fleet::{Node, Pair, agent_config, http_ingress};
 use mesh_tests::http::Client;
-use mesh_tests::services::Service;
 use node::config::IngressAuth;
 use node::config::secret::TokenTable;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
-/// Answers each request of a connection with the connection's number.
-async fn numbering() -> Result<Service> {
-    let connections = Arc::new(AtomicUsize::new(0));
-    Service::start(move |stream, _| {
-        let number = connections.fetch_add(1, Ordering::SeqCst).to_string();
-        async move {
-            let mut stream = BufReader::new(stream);
-            let mut line = String::new();
-            loop {
-                // A request's head, up to its empty line; the requests of this test have no body.
-                loop {
-                    line.clear();
-                    if stream.read_line(&mut line).await? == 0 {
-                        return Ok(());
-                    }
-                    if line == "\r\n" {
-                        break;
-                    }
-                }
-                let length = number.len();
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{number}");
-                stream.write_all(answer.as_bytes()).await?;
-            }
-        }
-    })
-    .await
-}
+use crate::support::pages;
 
 /// Two agents with the same target never share a connection, nor do two principals; one principal
 /// at one agent does.
 #[tokio::test]
 async fn upstream_pool_is_per_agent() -> Result {
-    let service = numbering().await?;
+    let service = pages(|number| number.to_string().into()).await?;
     let tokens = TokenTable::from_text("ci:0123456789abcdef0123\nalice:fedcba9876543210fedc\n")
         .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
     let mut ingress = http_ingress();

@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::support::{MIB, body, expect_broken, expect_whole};
+use crate::support::{MIB, body, expect_broken, expect_whole, pages};
 
 /// A single-threaded runtime on a thread of its own.
 struct Shard {
@@ -77,14 +77,7 @@ async fn shards_carry_traffic() -> Result {
     let agent_shards = [Shard::start()?, Shard::start()?];
     let source = Service::source(2 * MIB as u64).await?;
     let echo = Service::echo().await?;
-    let page = Service::start(|mut stream, _| async move {
-        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut [0; 4]).await?;
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {MIB}\r\nconnection: close\r\n\r\n");
-        stream.write_all(head.as_bytes()).await?;
-        stream.write_all(body(MIB)).await?;
-        stream.shutdown().await
-    })
-    .await?;
+    let page = pages(|_| body(MIB).to_vec()).await?;
     let allow = [source.rule(), echo.rule(), page.rule()];
 
     let pki = Pki::new("test.example.com")?;

@@ -1,5 +1,6 @@
 //! What several of these tests use.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context as _, bail, ensure};
@@ -9,23 +10,25 @@ use mesh_tests::network::TestNetwork;
 use mesh_tests::services::{Service, pattern};
 use node::app::Parts;
 use node::config::{AgentConfig, ProxyConfig};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
 
 /// MiB in bytes.
-pub const MIB: usize = 1 << 20;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// The longest body of these tests.
-pub const BODY_BYTES: usize = 24 * MIB;
+pub(crate) const BODY_BYTES: usize = 24 * MIB;
 
 static BODY: LazyLock<Vec<u8>> = LazyLock::new(|| pattern(0, BODY_BYTES));
 
 /// The first `bytes` of the pattern, made once.
-pub fn body(bytes: usize) -> &'static [u8] {
+pub(crate) fn body(bytes: usize) -> &'static [u8] {
     &BODY[..bytes]
 }
 
 /// Writes `bytes` in bursts of very different sizes.
-pub async fn write_in_bursts<W>(to: &mut W, mut bytes: &[u8]) -> Result
+pub(crate) async fn write_in_bursts<W>(to: &mut W, mut bytes: &[u8]) -> Result
 where
     W: AsyncWrite + Unpin,
 {
@@ -43,7 +46,7 @@ where
 }
 
 /// Reads to the end, which must come right after `expected`.
-pub async fn expect_whole<R>(from: &mut R, expected: &[u8]) -> Result
+pub(crate) async fn expect_whole<R>(from: &mut R, expected: &[u8]) -> Result
 where
     R: AsyncRead + Unpin,
 {
@@ -57,7 +60,7 @@ where
 }
 
 /// Reads as many bytes as `expected` has, which they must equal.
-pub async fn expect_bytes<R>(from: &mut R, expected: &[u8]) -> Result<usize>
+pub(crate) async fn expect_bytes<R>(from: &mut R, expected: &[u8]) -> Result<usize>
 where
     R: AsyncRead + Unpin,
 {
@@ -81,7 +84,7 @@ where
 }
 
 /// Reads until the stream breaks; an end in order is the failure.
-pub async fn expect_broken<R>(from: &mut R) -> Result<std::io::Error>
+pub(crate) async fn expect_broken<R>(from: &mut R) -> Result<std::io::Error>
 where
     R: AsyncRead + Unpin,
 {
@@ -96,7 +99,7 @@ where
 }
 
 /// Sends `count` small messages to an echo, each after the answer to the last one.
-pub async fn ping_pong<S>(stream: &mut S, count: u32) -> Result
+pub(crate) async fn ping_pong<S>(stream: &mut S, count: u32) -> Result
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -116,29 +119,52 @@ where
 }
 
 /// Writes without end and never reads.
-pub async fn endless() -> Result<Service> {
+pub(crate) async fn endless() -> Result<Service> {
     Service::start(|mut stream, stats| async move {
         let chunk = vec![7; 16 << 10];
         loop {
             stream.write_all(&chunk).await?;
             stats
                 .written
-                .fetch_add(chunk.len() as u64, std::sync::atomic::Ordering::SeqCst);
+                .fetch_add(chunk.len() as u64, Ordering::SeqCst);
+        }
+    })
+    .await
+}
+
+/// Answers each request of a connection with what `page` makes of the connection's number.
+pub(crate) async fn pages(page: impl Fn(usize) -> Vec<u8> + Send + 'static) -> Result<Service> {
+    let connections = AtomicUsize::new(0);
+    Service::start(move |stream, _| {
+        let page = page(connections.fetch_add(1, Ordering::SeqCst));
+        async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            // The requests of these tests have no body: each ends with the empty line of its head.
+            while stream.read_line(&mut line).await? > 0 {
+                if line == "\r\n" {
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
+                    stream.write_all(head.as_bytes()).await?;
+                    stream.write_all(&page).await?;
+                }
+                line.clear();
+            }
+            Ok(())
         }
     })
     .await
 }
 
 /// A proxy and an agent with a hand on their networks.
-pub struct Handled {
-    pub pair: Pair,
-    pub proxy_net: TestNetwork,
-    pub agent_net: TestNetwork,
+pub(crate) struct Handled {
+    pub(crate) pair: Pair,
+    pub(crate) proxy_net: TestNetwork,
+    pub(crate) agent_net: TestNetwork,
 }
 
 impl Handled {
     /// As [`Pair::start_with`].
-    pub async fn start(
+    pub(crate) async fn start(
         allow: &[String],
         proxy: impl FnOnce(&mut ProxyConfig),
         agent: impl FnOnce(&mut AgentConfig),
@@ -159,20 +185,20 @@ impl Handled {
 }
 
 /// Payload in bytes that a node has handed to QUIC.
-pub fn sent(node: &mesh_tests::fleet::Node) -> Result<u64> {
+pub(crate) fn sent(node: &mesh_tests::fleet::Node) -> Result<u64> {
     Ok(node
         .metrics()?
         .get(r#"mesh_stream_bytes_total{direction="sent"}"#)? as u64)
 }
 
 /// Payload in bytes that a node has taken from QUIC.
-pub fn received(node: &mesh_tests::fleet::Node) -> Result<u64> {
+pub(crate) fn received(node: &mesh_tests::fleet::Node) -> Result<u64> {
     Ok(node
         .metrics()?
         .get(r#"mesh_stream_bytes_total{direction="received"}"#)? as u64)
 }
 
 /// Streams that a node has open.
-pub fn streams_open(node: &mesh_tests::fleet::Node) -> Result<u64> {
+pub(crate) fn streams_open(node: &mesh_tests::fleet::Node) -> Result<u64> {
     Ok(node.metrics()?.get("mesh_streams_open")? as u64)
 }

@@ -14,10 +14,14 @@ const TOKEN_HEADER: &str = "x-mesh-token";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AuthError {
     /// There is no token.
-    #[error("there is no token: send one of the ingress's tokens_file as `X-Mesh-Token: <token>` or `Authorization: Bearer <token>`")]
+    #[error(
+        "there is no token: send one of the ingress's tokens_file as `X-Mesh-Token: <token>` or `Authorization: Bearer <token>`"
+    )]
     Missing,
     /// The token is not in the table.
-    #[error("the token is not one of the ingress's tokens_file: check it for what got lost in copying, and that the proxy has been started since it was added")]
+    #[error(
+        "the token is not one of the ingress's tokens_file: check it for what got lost in copying, and that the proxy has been started since it was added"
+    )]
     Unknown,
 }
 
@@ -54,14 +58,39 @@ mod tests {
         let other_case = format!("bearer {TOKEN}");
         for (mesh, authorization, result, left) in [
             (None, None, Err(AuthError::Missing), None),
-            (None, Some("Basic eDp5"), Err(AuthError::Missing), Some("Basic eDp5")),
-            (None, Some("Bearer"), Err(AuthError::Missing), Some("Bearer")),
-            (None, Some("Bearer other"), Err(AuthError::Unknown), Some("Bearer other")),
+            (
+                None,
+                Some("Basic eDp5"),
+                Err(AuthError::Missing),
+                Some("Basic eDp5"),
+            ),
+            (
+                None,
+                Some("Bearer"),
+                Err(AuthError::Missing),
+                Some("Bearer"),
+            ),
+            (
+                None,
+                Some("Bearer other"),
+                Err(AuthError::Unknown),
+                Some("Bearer other"),
+            ),
             (None, Some(bearer.as_str()), Ok(()), None),
             (None, Some(other_case.as_str()), Ok(()), None),
             (Some(TOKEN), None, Ok(()), None),
-            (Some(TOKEN), Some("Bearer of-the-target"), Ok(()), Some("Bearer of-the-target")),
-            (Some("wrong"), Some(bearer.as_str()), Err(AuthError::Unknown), Some(bearer.as_str())),
+            (
+                Some(TOKEN),
+                Some("Bearer of-the-target"),
+                Ok(()),
+                Some("Bearer of-the-target"),
+            ),
+            (
+                Some("wrong"),
+                Some(bearer.as_str()),
+                Err(AuthError::Unknown),
+                Some(bearer.as_str()),
+            ),
             (Some(""), None, Err(AuthError::Unknown), None),
         ] {
             let mut headers = HeaderMap::new();
@@ -73,8 +102,16 @@ mod tests {
             let found = by_token(&tokens, &mut headers);
             let expected = result.map(|()| Principal::Token("ci".parse().unwrap()));
             assert_eq!(found, expected, "{mesh:?} {authorization:?}");
-            assert_eq!(headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap()), left);
-            assert_eq!(headers.contains_key(TOKEN_HEADER), mesh.is_some() && found.is_err());
+            assert_eq!(
+                headers
+                    .get(AUTHORIZATION)
+                    .map(|value| value.to_str().unwrap()),
+                left
+            );
+            assert_eq!(
+                headers.contains_key(TOKEN_HEADER),
+                mesh.is_some() && found.is_err()
+            );
         }
     }
 }

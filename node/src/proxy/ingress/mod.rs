@@ -25,8 +25,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum IngressError {
     /// The listener.
-    #[error("cannot listen for users on {address}: {error}")]
+    #[error("cannot listen for users on {address} (ingress[{index}].listen): {error}")]
     Bind {
+        /// Which of the config's ingresses, from 0.
+        index: usize,
         /// The address asked for.
         address: SocketAddr,
         /// Why not.
@@ -51,8 +53,8 @@ pub(super) fn start(
     let _entered = runtime.enter();
     // All are bound before one is served, so that a port in use leaves nothing running.
     let mut bound = Vec::new();
-    for config in &shared.config.ingresses {
-        let bind_error = |error| IngressError::Bind { address: config.listen, error };
+    for (index, config) in shared.config.ingresses.iter().enumerate() {
+        let bind_error = |error| IngressError::Bind { index, address: config.listen, error };
         let listener = shared.network.listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
         let tls = tls::acceptor(config, &shared.config.common.credentials)

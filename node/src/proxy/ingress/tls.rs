@@ -53,7 +53,9 @@ pub(super) fn acceptor(
     config: &IngressConfig,
     credentials: &Credentials,
 ) -> Result<Option<Acceptor>, String> {
-    let Some(tls) = &config.tls else { return Ok(None) };
+    let Some(tls) = &config.tls else {
+        return Ok(None);
+    };
     let time = certs::system_time();
     let builder = ServerConfig::builder_with_details(certs::provider(), time.clone())
         .with_safe_default_protocol_versions()
@@ -66,7 +68,10 @@ pub(super) fn acceptor(
                 verifier: certs::client_verifier(credentials).map_err(|error| error.to_string())?,
                 time,
             };
-            (builder.with_client_cert_verifier(verifier), Some(Arc::new(users)))
+            (
+                builder.with_client_cert_verifier(verifier),
+                Some(Arc::new(users)),
+            )
         }
         IngressAuth::Open | IngressAuth::Tokens(_) => (builder.with_no_client_auth(), None),
     };
@@ -86,7 +91,10 @@ pub(super) fn acceptor(
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
     }
-    Ok(Some(Acceptor { acceptor: TlsAcceptor::from(Arc::new(server)), users }))
+    Ok(Some(Acceptor {
+        acceptor: TlsAcceptor::from(Arc::new(server)),
+        users,
+    }))
 }
 
 /// Asks for a certificate of one of these authorities.
@@ -95,9 +103,9 @@ fn client_verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
     for authority in authorities {
-        roots
-            .add(authority.clone())
-            .map_err(|error| format!("auth.client_ca has a certificate that cannot be used: {error}"))?;
+        roots.add(authority.clone()).map_err(|error| {
+            format!("auth.client_ca has a certificate that cannot be used: {error}")
+        })?;
     }
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), certs::provider())
         .build()
@@ -143,7 +151,9 @@ impl Users {
             return None;
         }
         let now = self.time.current_time()?;
-        self.verifier.verify_client_cert(leaf, intermediates, now).ok()?;
+        self.verifier
+            .verify_client_cert(leaf, intermediates, now)
+            .ok()?;
         Some(Principal::User(identity.name))
     }
 }

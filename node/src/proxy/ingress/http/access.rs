@@ -1,8 +1,8 @@
 //! The access log: one line for each request, when all of it is over.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use mesh_proto::name::AgentRef;
@@ -92,6 +92,11 @@ impl Access {
         self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Whether the end of the request's body may be a cut.
+    pub(super) fn may_cut_body(&self) -> bool {
+        self.connection.may_cut_body()
+    }
+
     /// All of the request's body has come.
     pub(super) fn request_ended(&self) {
         self.connection.request_ended();
@@ -101,6 +106,11 @@ impl Access {
     pub(super) fn response_ended(&self) {
         self.complete.store(true, Ordering::Relaxed);
         self.connection.response_ended();
+    }
+
+    /// After an upgrade, more follows the response.
+    pub(super) fn goes_on(&self) {
+        self.complete.store(false, Ordering::Relaxed);
     }
 }
 

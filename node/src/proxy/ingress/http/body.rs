@@ -12,8 +12,14 @@ use super::access::Access;
 
 /// The user's request body broke: the user has gone, or broke the protocol.
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body ended early: {0}")]
-pub(super) struct UserBodyError(hyper::Error);
+pub(super) enum UserBodyError {
+    /// As hyper sees it.
+    #[error("the request's body ended early: {0}")]
+    Broken(hyper::Error),
+    /// Its connection is closed, and with it nothing tells a cut body from a whole one.
+    #[error("the request's connection was closed before its body had ended")]
+    Closed,
+}
 
 /// A request's body, from the user to the target.
 #[derive(Debug)]
@@ -24,10 +30,7 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn new(
-        inner: Option<Incoming>,
-        access: Arc<Access>,
-        ) -> Self {
+    pub(super) fn new(inner: Option<Incoming>, access: Arc<Access>) -> Self {
         Self { inner, access }
     }
 }
@@ -41,8 +44,13 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UserBodyError>>> {
         let this = self.get_mut();
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let Some(inner) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
         let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
+        if frame.is_none() && this.access.may_cut_body() {
+            return Poll::Ready(Some(Err(UserBodyError::Closed)));
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -51,7 +59,7 @@ impl Body for RequestBody {
         if frame.is_none() || inner.is_end_stream() {
             this.access.request_ended();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(UserBodyError)))
+        Poll::Ready(frame.map(|frame| frame.map_err(UserBodyError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -59,7 +67,9 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.inner
+            .as_ref()
+            .map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -80,18 +90,12 @@ enum Inner {
 
 impl ResponseBody {
     /// The target's.
-    pub(super) fn target(
-        inner: Incoming,
-        access: Arc<Access>,
-        ) -> Self {
+    pub(super) fn target(inner: Incoming, access: Arc<Access>) -> Self {
         Self::new(Inner::Target(inner), access)
     }
 
     /// This proxy's.
-    pub(super) fn text(
-        text: Option<String>,
-        access: Arc<Access>,
-        ) -> Self {
+    pub(super) fn text(text: Option<String>, access: Arc<Access>) -> Self {
         let inner = text.map_or(Inner::None, |text| Inner::Text(Some(text.into())));
         Self::new(inner, access)
     }
@@ -155,7 +159,9 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Target(inner) => inner.size_hint(),
-            Inner::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Inner::Text(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
             Inner::None => SizeHint::with_exact(0),
         }
     }

@@ -45,10 +45,12 @@ pub(super) struct ConnectionState {
     over: AtomicU64,
     request_ended: AtomicBool,
     response_ended: AtomicBool,
-    /// Something of a response has not been given to the socket.
+    /// A response is owed, or something of it has not been given to the socket.
     unflushed: AtomicBool,
     /// No HTTP any more, but bytes after an upgrade.
     upgraded: AtomicBool,
+    /// The socket is closed.
+    closed: AtomicBool,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -63,6 +65,7 @@ impl ConnectionState {
             response_ended: AtomicBool::new(true),
             unflushed: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         })
@@ -104,7 +107,16 @@ impl ConnectionState {
 
     /// Bytes written to and read from the user so far.
     pub(super) fn totals(&self) -> (u64, u64) {
-        (self.written_bytes.load(Ordering::Relaxed), self.read_bytes.load(Ordering::Relaxed))
+        (
+            self.written_bytes.load(Ordering::Relaxed),
+            self.read_bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Whether a request's body that ends now may have been cut: hyper ends it in order when it
+    /// panics while it reads. A closed connection brings no answer to the user in any case.
+    pub(super) fn may_cut_body(&self) -> bool {
+        self.is_http1() && self.closed.load(Ordering::Acquire)
     }
 
     /// Whether the rules of HTTP/1 messages apply.
@@ -114,7 +126,7 @@ impl ConnectionState {
 
     /// Whether a response is owed or on its way.
     fn is_answering(&self) -> bool {
-        !self.response_ended.load(Ordering::Acquire)
+        self.unflushed.load(Ordering::Acquire)
     }
 }
 
@@ -178,19 +190,28 @@ impl UserIo {
 
     /// Notes that bytes were read, and when the rest of the head has to be there.
     fn note_read(&mut self, bytes: usize) {
-        self.state.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.state
+            .read_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         if !self.state.is_http1() || self.state.is_answering() {
             return;
         }
         let head = For::Head(self.state.begun.load(Ordering::Acquire));
         if self.wait.as_ref().is_none_or(|wait| wait.what != head) {
-            self.wait = Some(Wait { until: Box::pin(tokio::time::sleep(HEAD_TIMEOUT)), what: head });
+            self.wait = Some(Wait {
+                until: Box::pin(tokio::time::sleep(HEAD_TIMEOUT)),
+                what: head,
+            });
         }
     }
 
     /// Nothing is there to be read: fails when the head takes too long.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(Wait { until, what: For::Head(begun) }) = &mut self.wait else {
+        let Some(Wait {
+            until,
+            what: For::Head(begun),
+        }) = &mut self.wait
+        else {
             return Poll::Pending;
         };
         if *begun != self.state.begun.load(Ordering::Acquire) || !self.state.is_http1() {
@@ -210,7 +231,13 @@ impl UserIo {
         loop {
             let whole = self.state.request_ended.load(Ordering::Acquire);
             match &mut self.wait {
-                Some(Wait { until, what: For::Answer { whole: waited_as_whole } }) => {
+                Some(Wait {
+                    until,
+                    what:
+                        For::Answer {
+                            whole: waited_as_whole,
+                        },
+                }) => {
                     ready!(until.as_mut().poll(cx));
                     if *waited_as_whole || !whole {
                         return Poll::Ready(());
@@ -219,17 +246,30 @@ impl UserIo {
                     until.as_mut().reset(Instant::now() + HALF_CLOSED_GRACE);
                 }
                 _ => {
-                    let grace = if whole { HALF_CLOSED_GRACE } else { HALF_CLOSED_GRACE_IN_BODY };
+                    let grace = if whole {
+                        HALF_CLOSED_GRACE
+                    } else {
+                        HALF_CLOSED_GRACE_IN_BODY
+                    };
                     let until = Box::pin(tokio::time::sleep(grace));
-                    self.wait = Some(Wait { until, what: For::Answer { whole } });
+                    self.wait = Some(Wait {
+                        until,
+                        what: For::Answer { whole },
+                    });
                 }
             }
         }
     }
 
     fn note_written(&mut self, bytes: usize) {
-        self.state.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(Wait { until, what: For::Answer { .. } }) = &mut self.wait {
+        self.state
+            .written_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(Wait {
+            until,
+            what: For::Answer { .. },
+        }) = &mut self.wait
+        {
             until.as_mut().reset(Instant::now() + HALF_CLOSED_GRACE);
         }
     }
@@ -252,8 +292,9 @@ impl UserIo {
 
 impl Drop for UserIo {
     fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::Release);
         // A response that is cut must not look whole, and one that ends with the connection would.
-        if self.state.is_http1() && self.state.unflushed.load(Ordering::Acquire) {
+        if self.state.is_http1() && self.state.is_answering() {
             self.socket.set_reset_on_close(true);
         }
     }
@@ -333,7 +374,7 @@ impl AsyncWrite for UserIo {
         let this = self.get_mut();
         ready!(this.poll_write_first(cx))?;
         // hyper flushes the socket when it has written all that it has.
-        let ended = !this.state.is_answering();
+        let ended = this.state.response_ended.load(Ordering::Acquire);
         ready!(Pin::new(&mut *this.socket).poll_flush(cx))?;
         if ended {
             this.state.unflushed.store(false, Ordering::Release);
@@ -353,8 +394,9 @@ impl AsyncWrite for UserIo {
                 return Poll::Ready(Ok(()));
             }
         }
-        let until =
-            this.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let until = this
+            .lingering
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         if until.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }

@@ -53,12 +53,20 @@ impl UserConnection {
         peer: Option<SocketAddr>,
         identity: Option<Principal>,
     ) -> Self {
-        Self { state, peer, identity, upgrade: Mutex::default() }
+        Self {
+            state,
+            peer,
+            identity,
+            upgrade: Mutex::default(),
+        }
     }
 
     /// The upgrade on which the last request ended.
     pub(super) fn take_upgrade(&self) -> Option<Upgrade> {
-        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.upgrade
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     fn set_upgrade(&self, upgrade: Upgrade) {
@@ -108,7 +116,11 @@ impl Server {
         mut request: Request<Incoming>,
         access: &Arc<Access>,
     ) -> Result<Response<Incoming>, Refusal> {
-        let Admitted { path, principal, host } = self.admit(connection, &mut request, access)?;
+        let Admitted {
+            path,
+            principal,
+            host,
+        } = self.admit(connection, &mut request, access)?;
         let trace = request
             .headers()
             .get(TRACEPARENT)
@@ -116,9 +128,16 @@ impl Server {
             .and_then(|value| value.parse().ok());
         let user_upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
-        let Head { mut request, wanted } =
-            self.head(connection, parts, &path, host.as_ref(), body.is_end_stream())?;
-        let version = wanted.version;
+        let Head {
+            mut request,
+            wanted,
+        } = self.head(
+            connection,
+            parts,
+            &path,
+            host.as_ref(),
+            body.is_end_stream(),
+        )?;
         let key = PoolKey {
             agent: path.agent.clone(),
             target: path.target.clone(),
@@ -133,10 +152,19 @@ impl Server {
         let response = loop {
             let again = (repeatable && sends < SENDS_MAX).then(|| request.clone());
             let body = RequestBody::new(body.take(), access.clone());
-            match self.upstream.send(key.clone(), request.map(|()| body), trace).await {
+            match self
+                .upstream
+                .send(key.clone(), request.map(|()| body), trace)
+                .await
+            {
                 Ok(response) => break response,
-                Err(SendError { on_used: true, error }) if dial_error(&error).is_none() => {
-                    let Some(again) = again else { return Err(failure(&error, &path)) };
+                Err(SendError {
+                    on_used: true,
+                    error,
+                }) if dial_error(&error).is_none() => {
+                    let Some(again) = again else {
+                        return Err(failure(&error, &path));
+                    };
                     tracing::debug!(%error, target = %path.target, "a pooled connection was closed, sending the request again");
                     request = again;
                     sends += 1;
@@ -144,7 +172,15 @@ impl Server {
                 Err(SendError { error, .. }) => return Err(failure(&error, &path)),
             }
         };
-        finish(connection, response, &path, access, user_upgrade, wanted.upgrade, version)
+        finish(
+            connection,
+            response,
+            &path,
+            access,
+            user_upgrade,
+            wanted.upgrade,
+            wanted.version,
+        )
     }
 
     /// Decides whether a request is served at all, and for whom. What it says does not depend on
@@ -184,13 +220,20 @@ impl Server {
                 .unwrap_or_else(|| Principal::Ingress(self.ingress.address.to_string())),
         };
         access.by(&principal);
-        let asked = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
+        let asked = request
+            .uri()
+            .path_and_query()
+            .map_or("", PathAndQuery::as_str);
         let path = path::parse(asked).map_err(|error| match error {
             PathError::NotClient => Refusal::not_found(),
             PathError::Malformed(why) => Refusal::bad_path(&why),
         })?;
         access.asks_for(&path.agent, &path.target);
-        Ok(Admitted { path, principal, host })
+        Ok(Admitted {
+            path,
+            principal,
+            host,
+        })
     }
 
     /// The head of the request to the target.
@@ -205,24 +248,34 @@ impl Server {
         let upgrade = headers::wanted_upgrade(&user.headers, user.version);
         let arrival = Arrival {
             peer: connection.peer.map(|peer| peer.ip()),
-            scheme: if self.ingress.tls.is_some() { Scheme::Https } else { Scheme::Http },
+            scheme: if self.ingress.tls.is_some() {
+                Scheme::Https
+            } else {
+                Scheme::Http
+            },
             version: user.version,
             host,
             prefix: &path.prefix,
         };
         let target_host = headers::host_of(&path.target, path.scheme);
-        headers::to_target(&mut user.headers, &arrival, target_host, upgrade.clone(), !bodyless);
+        let wanted = Wanted {
+            upgrade: upgrade.is_some(),
+            version: user.version,
+        };
+        headers::to_target(&mut user.headers, &arrival, target_host, upgrade, !bodyless);
         let uri = Uri::builder()
             .scheme("http")
             .authority(AUTHORITY)
             .path_and_query(path.rest.clone())
             .build()
-            .map_err(|error| Refusal::bad_path(&format!("the path cannot be passed on: {error}")))?;
+            .map_err(|error| {
+                Refusal::bad_path(&format!("the path cannot be passed on: {error}"))
+            })?;
         let mut request = Request::new(());
         *request.method_mut() = user.method;
         *request.uri_mut() = uri;
         *request.headers_mut() = user.headers;
-        Ok(Head { request, wanted: Wanted { upgrade, version: user.version } })
+        Ok(Head { request, wanted })
     }
 }
 
@@ -233,7 +286,7 @@ struct Head {
 
 /// What the user wants beside a response.
 struct Wanted {
-    upgrade: Option<HeaderValue>,
+    upgrade: bool,
     version: Version,
 }
 
@@ -244,16 +297,23 @@ fn finish(
     path: &UserPath,
     access: &Arc<Access>,
     user: OnUpgrade,
-    wanted: Option<HeaderValue>,
+    wants_upgrade: bool,
     version: Version,
 ) -> Result<Response<Incoming>, Refusal> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        if wanted.is_none() {
-            let why = format!("{} answered with an upgrade that was not asked for", path.target);
+        if !wants_upgrade {
+            let why = format!(
+                "{} answered with an upgrade that was not asked for",
+                path.target
+            );
             return Err(Refusal::new(Reason::Unsupported, why));
         }
         let target = hyper::upgrade::on(&mut response);
-        connection.set_upgrade(Upgrade { user, target, access: access.clone() });
+        connection.set_upgrade(Upgrade {
+            user,
+            target,
+            access: access.clone(),
+        });
     }
     let status = response.status();
     headers::to_user(response.headers_mut(), status, version);
@@ -272,7 +332,7 @@ fn failure(error: &legacy::Error, path: &UserPath) -> Refusal {
         return Refusal::bad_request("the request's body ended early");
     }
     match cause::<hyper::Error>(error) {
-        Some(error) if error.is_parse() => Refusal::new(
+        Some(error) if is_not_http(error) => Refusal::new(
             Reason::Unsupported,
             format!(
                 "what {target} (through agent {agent}) answers is not HTTP: {}; see that an HTTP server listens there, and ask for a TLS one with `https`",
@@ -287,6 +347,17 @@ fn failure(error: &legacy::Error, path: &UserPath) -> Refusal {
             ),
         ),
     }
+}
+
+/// Whether a target spoke, but not HTTP: out of turn, or what cannot be read. That it spoke out of
+/// turn hyper tells by being none of the others.
+fn is_not_http(error: &hyper::Error) -> bool {
+    let broke = error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || error.is_body_write_aborted()
+        || cause::<std::io::Error>(error).is_some();
+    error.is_parse() || !broke
 }
 
 fn dial_error(error: &legacy::Error) -> Option<&DialError> {

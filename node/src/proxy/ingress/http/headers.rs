@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
-    TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{StatusCode, Version};
 use mesh_proto::target::Target;
@@ -77,12 +77,27 @@ pub(super) fn to_target(
     if arrival.version >= Version::HTTP_2 {
         join_cookies(headers);
     }
-    append(headers, &VIA, &format!("{} {PSEUDONYM}", version(arrival.version)));
+    append(
+        headers,
+        &VIA,
+        &format!("{} {PSEUDONYM}", version(arrival.version)),
+    );
     let peer = arrival.peer.map(|peer| peer.to_canonical());
-    append(headers, &X_FORWARDED_FOR, &peer.map_or("unknown".to_owned(), |peer| peer.to_string()));
+    append(
+        headers,
+        &X_FORWARDED_FOR,
+        &peer.map_or("unknown".to_owned(), |peer| peer.to_string()),
+    );
     let by_user = arrival.host.and_then(|host| host.to_str().ok());
-    append(headers, &FORWARDED, &forwarded(peer, arrival.scheme, by_user));
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(arrival.scheme.as_str()));
+    append(
+        headers,
+        &FORWARDED,
+        &forwarded(peer, arrival.scheme, by_user),
+    );
+    headers.insert(
+        X_FORWARDED_PROTO,
+        HeaderValue::from_static(arrival.scheme.as_str()),
+    );
     match arrival.host {
         Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
         None => headers.remove(X_FORWARDED_HOST),
@@ -97,10 +112,15 @@ pub(super) fn to_target(
 /// Makes a target's response fields those of the response to the user.
 pub(super) fn to_user(headers: &mut HeaderMap, status: StatusCode, version: Version) {
     // What a target asks for may be spoken when the user asks for it, too (426).
-    let offer = matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED)
-        && version == Version::HTTP_11;
-    let upgrades: Vec<_> =
-        if offer { headers.get_all(UPGRADE).iter().cloned().collect() } else { Vec::new() };
+    let offer = matches!(
+        status,
+        StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED
+    ) && version == Version::HTTP_11;
+    let upgrades: Vec<_> = if offer {
+        headers.get_all(UPGRADE).iter().cloned().collect()
+    } else {
+        Vec::new()
+    };
     strip_hop_by_hop(headers);
     // A target must not be able to pass its own answer off as the mesh's.
     headers.remove(X_MESH_ERROR);
@@ -193,7 +213,11 @@ fn append(headers: &mut HeaderMap, name: &HeaderName, element: &str) {
 
 /// HTTP/2 may split cookies, HTTP/1.1 may not (RFC 9113, section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let cookies: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let cookies: Vec<_> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if cookies.len() > 1
         && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
     {

@@ -7,15 +7,20 @@ use super::*;
 fn map(fields: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {
-        headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            value.parse().unwrap(),
+        );
     }
     headers
 }
 
 /// `name: value`, sorted.
 fn lines(headers: &HeaderMap) -> Vec<String> {
-    let mut lines: Vec<_> =
-        headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+    let mut lines: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        .collect();
     lines.sort();
     lines
 }
@@ -53,7 +58,13 @@ fn a_request_to_the_target() {
         ("via", "1.0 cache"),
     ]);
     let host = headers.get(HOST).cloned();
-    to_target(&mut headers, &arrival("192.0.2.1", host.as_ref()), "h:8125".parse().unwrap(), None, true);
+    to_target(
+        &mut headers,
+        &arrival("192.0.2.1", host.as_ref()),
+        "h:8125".parse().unwrap(),
+        None,
+        true,
+    );
     assert_eq!(
         lines(&headers),
         [
@@ -83,7 +94,13 @@ fn an_upgrade_passes() {
     ]);
     let upgrade = wanted_upgrade(&headers, Version::HTTP_11);
     assert_eq!(upgrade.as_ref().unwrap(), "websocket");
-    to_target(&mut headers, &arrival("192.0.2.1", None), "h".parse().unwrap(), upgrade, false);
+    to_target(
+        &mut headers,
+        &arrival("192.0.2.1", None),
+        "h".parse().unwrap(),
+        upgrade,
+        false,
+    );
     assert_eq!(headers["connection"], "upgrade");
     assert_eq!(headers["upgrade"], "websocket");
     assert_eq!(headers["sec-websocket-key"], "k");
@@ -92,9 +109,25 @@ fn an_upgrade_passes() {
     for (fields, version) in [
         (&[("connection", "upgrade")][..], Version::HTTP_11),
         (&[("upgrade", "websocket")], Version::HTTP_11),
-        (&[("connection", "upgrade"), ("upgrade", "websocket")], Version::HTTP_10),
-        (&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")], Version::HTTP_11),
-        (&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")], Version::HTTP_11),
+        (
+            &[("connection", "upgrade"), ("upgrade", "websocket")],
+            Version::HTTP_10,
+        ),
+        (
+            &[
+                ("connection", "Upgrade, HTTP2-Settings"),
+                ("upgrade", "h2c"),
+            ],
+            Version::HTTP_11,
+        ),
+        (
+            &[
+                ("connection", "upgrade"),
+                ("upgrade", "a"),
+                ("upgrade", "b"),
+            ],
+            Version::HTTP_11,
+        ),
     ] {
         assert_eq!(wanted_upgrade(&map(fields), version), None, "{fields:?}");
     }
@@ -118,13 +151,31 @@ fn a_response_to_the_user() {
     to_user(&mut headers, StatusCode::OK, Version::HTTP_11);
     assert_eq!(
         lines(&headers),
-        ["proxy-status: cache", "set-cookie: a", "set-cookie: b", "trailer: x-sum"]
+        [
+            "proxy-status: cache",
+            "set-cookie: a",
+            "set-cookie: b",
+            "trailer: x-sum"
+        ]
     );
-    for (status, version, kept) in [(101, Version::HTTP_11, true), (426, Version::HTTP_11, true), (426, Version::HTTP_2, false)] {
+    for (status, version, kept) in [
+        (101, Version::HTTP_11, true),
+        (426, Version::HTTP_11, true),
+        (426, Version::HTTP_2, false),
+    ] {
         let mut headers = map(&fields);
         to_user(&mut headers, StatusCode::from_u16(status).unwrap(), version);
-        assert_eq!(headers.get("upgrade").is_some(), kept, "{status} {version:?}");
-        assert_eq!(headers.get("connection").is_some_and(|value| value == "upgrade"), kept);
+        assert_eq!(
+            headers.get("upgrade").is_some(),
+            kept,
+            "{status} {version:?}"
+        );
+        assert_eq!(
+            headers
+                .get("connection")
+                .is_some_and(|value| value == "upgrade"),
+            kept
+        );
     }
 }
 
@@ -132,16 +183,34 @@ fn a_response_to_the_user() {
 fn forwarded_elements() {
     for (peer, host, element) in [
         (Some("192.0.2.1"), None, "for=192.0.2.1;proto=https"),
-        (Some("2001:db8::1"), Some("proxy"), "for=\"[2001:db8::1]\";host=proxy;proto=https"),
-        (Some("192.0.2.1"), Some("[::1]:8123"), "for=192.0.2.1;host=\"[::1]:8123\";proto=https"),
-        (None, Some("a\"b\\c"), "for=unknown;host=\"a\\\"b\\\\c\";proto=https"),
+        (
+            Some("2001:db8::1"),
+            Some("proxy"),
+            "for=\"[2001:db8::1]\";host=proxy;proto=https",
+        ),
+        (
+            Some("192.0.2.1"),
+            Some("[::1]:8123"),
+            "for=192.0.2.1;host=\"[::1]:8123\";proto=https",
+        ),
+        (
+            None,
+            Some("a\"b\\c"),
+            "for=unknown;host=\"a\\\"b\\\\c\";proto=https",
+        ),
         (None, Some(""), "for=unknown;host=\"\";proto=https"),
     ] {
         let peer = peer.map(|peer| peer.parse().unwrap());
         assert_eq!(forwarded(peer, Scheme::Https, host), element);
     }
     let mut headers = HeaderMap::new();
-    to_target(&mut headers, &arrival("::ffff:192.0.2.1", None), "h".parse().unwrap(), None, false);
+    to_target(
+        &mut headers,
+        &arrival("::ffff:192.0.2.1", None),
+        "h".parse().unwrap(),
+        None,
+        false,
+    );
     assert_eq!(headers["x-forwarded-for"], "192.0.2.1");
     assert!(!headers.contains_key("x-forwarded-host"));
 }
@@ -166,7 +235,10 @@ fn hosts_of_targets() {
 #[test]
 fn cookies_of_http2_become_one() {
     let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2")]);
-    let arrival = Arrival { version: Version::HTTP_2, ..arrival("192.0.2.1", None) };
+    let arrival = Arrival {
+        version: Version::HTTP_2,
+        ..arrival("192.0.2.1", None)
+    };
     to_target(&mut headers, &arrival, "h".parse().unwrap(), None, false);
     assert_eq!(lines(&headers)[0], "cookie: a=1; b=2");
     assert_eq!(headers["via"], "2 mesh");

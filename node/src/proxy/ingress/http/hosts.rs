@@ -41,7 +41,10 @@ impl Hosts {
         if !self.loopback && self.names.is_empty() {
             return Ok(());
         }
-        if !host.and_then(|host| host.to_str().ok()).is_some_and(|host| self.serves(host)) {
+        if !host
+            .and_then(|host| host.to_str().ok())
+            .is_some_and(|host| self.serves(host))
+        {
             let host = host.map_or("no Host".into(), |host| format!("the Host {host:?}"));
             return Err(format!(
                 "this ingress does not serve {host}; ask for it by {}, or add the name to the ingress's `hosts`",
@@ -50,7 +53,10 @@ impl Hosts {
         }
         if self.loopback {
             for origin in headers.get_all(ORIGIN) {
-                let site = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+                let site = origin
+                    .to_str()
+                    .ok()
+                    .and_then(|origin| origin.split_once("://"));
                 if !site.is_some_and(|(_, authority)| self.serves(authority)) {
                     return Err(format!(
                         "the request comes from a page of {origin:?}, another site, and this ingress listens on a loopback address; add that site's name to the ingress's `hosts` if it may"
@@ -62,7 +68,9 @@ impl Hosts {
     }
 
     fn serves(&self, authority: &str) -> bool {
-        let Ok(parsed) = authority.parse::<Authority>() else { return false };
+        let Ok(parsed) = authority.parse::<Authority>() else {
+            return false;
+        };
         // User information has no place in either field.
         if authority.contains('@') {
             return false;
@@ -72,9 +80,13 @@ impl Hosts {
     }
 
     fn names(&self) -> String {
-        let loopback = self.loopback.then(|| "a loopback name such as localhost".to_owned());
-        let names: Vec<String> =
-            loopback.into_iter().chain(self.names.iter().map(|name| format!("`{name}`"))).collect();
+        let loopback = self
+            .loopback
+            .then(|| "a loopback name such as localhost".to_owned());
+        let names: Vec<String> = loopback
+            .into_iter()
+            .chain(self.names.iter().map(|name| format!("`{name}`")))
+            .collect();
         names.join(" or ")
     }
 }
@@ -107,7 +119,10 @@ pub(super) fn host_of(
 
 /// A host name or address in one spelling: lower case, no brackets, no final dot.
 fn normal(host: &str) -> String {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     match bare.parse::<IpAddr>() {
         Ok(ip) => ip.to_canonical().to_string(),
         Err(_) => bare.strip_suffix('.').unwrap_or(bare).to_ascii_lowercase(),
@@ -147,10 +162,18 @@ mod tests {
             (Some("localhost.example.com"), None, false),
             (Some("x@localhost"), None, false),
             (Some("localhost:8123"), Some("http://127.0.0.1:3000"), true),
-            (Some("localhost:8123"), Some("https://evil.example.com"), false),
+            (
+                Some("localhost:8123"),
+                Some("https://evil.example.com"),
+                false,
+            ),
             (Some("localhost:8123"), Some("null"), false),
             (Some("localhost:8123"), Some(""), false),
-            (Some("localhost:8123"), Some("http://localhost@evil.example.com"), false),
+            (
+                Some("localhost:8123"),
+                Some("http://localhost@evil.example.com"),
+                false,
+            ),
         ] {
             let checked = check(&hosts, host, origin);
             assert_eq!(checked.is_ok(), served, "{host:?} {origin:?}");
@@ -174,7 +197,14 @@ mod tests {
             "0.0.0.0:8123".parse().unwrap(),
             &["mesh.example.com".into(), "2001:db8::1".into()],
         );
-        assert!(check(&named, Some("mesh.example.com:8123"), Some("https://elsewhere")).is_ok());
+        assert!(
+            check(
+                &named,
+                Some("mesh.example.com:8123"),
+                Some("https://elsewhere")
+            )
+            .is_ok()
+        );
         assert!(check(&named, Some("[2001:DB8:0::1]:8123"), None).is_ok());
         assert!(check(&named, Some("localhost"), None).is_err());
         assert!(check(&named, None, None).is_err());

@@ -9,6 +9,7 @@
 //! | `exchange` | one request and its response |
 //! | `respond` | the mesh's own answers |
 //! | `upstream` | connections to targets, pooled |
+//! | `executor` | the tasks that hyper starts |
 //! | `connection` | the user's socket as hyper sees it |
 //! | `body` | bodies on their way |
 //! | `upgrade` | what follows `101 Switching Protocols` |
@@ -18,10 +19,13 @@ mod access;
 mod body;
 mod connection;
 mod exchange;
+mod executor;
 mod headers;
 mod hosts;
 mod path;
 mod respond;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod upstream;
 
@@ -41,8 +45,9 @@ use tokio::sync::broadcast::error::RecvError;
 
 use self::connection::{ConnectionState, HEAD_TIMEOUT, UserIo};
 use self::exchange::UserConnection;
+use self::executor::TrackedExecutor;
 use self::hosts::Hosts;
-use self::upstream::{TrackedExecutor, Upstream};
+use self::upstream::Upstream;
 use super::{Ingress, ServeConnection};
 use crate::config::IngressKind;
 use crate::net::Socket;
@@ -51,8 +56,11 @@ use crate::proxy::{Phase, Shared};
 /// How long a user's connection may be idle between requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// What hyper may buffer of a connection, and the longest head of a request, in bytes.
+/// What hyper may buffer of a connection, in bytes; one read beyond it may happen.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
+
+/// The longest head of a request, in bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Header fields of a request.
 const HEADERS_MAX: usize = 128;
@@ -119,7 +127,11 @@ impl Server {
         identity: Option<Principal>,
     ) {
         let state = ConnectionState::new(true);
-        let user = Arc::new(UserConnection::new(state.clone(), socket.peer_addr(), identity));
+        let user = Arc::new(UserConnection::new(
+            state.clone(),
+            socket.peer_addr(),
+            identity,
+        ));
         let io = TokioIo::new(UserIo::new(socket, first, state.clone()));
         let service = self.service(&user);
         let connection = http1::Builder::new()
@@ -127,6 +139,7 @@ impl Server {
             // For want of another limit, of the time between requests; `UserIo` has one for heads.
             .header_read_timeout(IDLE_TIMEOUT)
             .max_buf_size(BUFFER_BYTES_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .serve_connection(io, service)
             .with_upgrades();
@@ -155,7 +168,11 @@ impl Server {
         identity: Option<Principal>,
     ) {
         let state = ConnectionState::new(false);
-        let user = Arc::new(UserConnection::new(state.clone(), socket.peer_addr(), identity));
+        let user = Arc::new(UserConnection::new(
+            state.clone(),
+            socket.peer_addr(),
+            identity,
+        ));
         let io = TokioIo::new(UserIo::new(socket, first, state.clone()));
         let connection = http2::Builder::new(self.executor.clone())
             .timer(TokioTimer::new())
@@ -206,7 +223,9 @@ impl Server {
     fn broke(&self, user: &UserConnection, error: &hyper::Error) {
         if error.is_parse() {
             // hyper has answered by itself.
-            self.shared.metrics.http_request(if error.is_parse_too_large() { 431 } else { 400 });
+            self.shared
+                .metrics
+                .http_request(if error.is_parse_too_large() { 431 } else { 400 });
         }
         tracing::debug!(listen = %self.ingress.address, peer = ?user.peer, %error, "a connection of a user broke");
     }
@@ -235,7 +254,10 @@ async fn preface(socket: &mut dyn Socket) -> io::Result<Option<(Bytes, bool)>> {
         let compared = read.len().min(HTTP2_PREFACE.len());
         let is_http2 = read[..compared] == HTTP2_PREFACE[..compared];
         if ended || !is_http2 || compared == HTTP2_PREFACE.len() {
-            return Ok(Some((read.freeze(), is_http2 && compared == HTTP2_PREFACE.len())));
+            return Ok(Some((
+                read.freeze(),
+                is_http2 && compared == HTTP2_PREFACE.len(),
+            )));
         }
     }
 }
@@ -259,8 +281,12 @@ impl ServeConnection for Server {
             preface = tokio::time::timeout(HEAD_TIMEOUT, preface(&mut *socket)) => preface,
         };
         match preface {
-            Ok(Ok(Some((first, true)))) => Box::pin(self.serve_http2(socket, first, identity)).await,
-            Ok(Ok(Some((first, false)))) => Box::pin(self.serve_http1(socket, first, identity)).await,
+            Ok(Ok(Some((first, true)))) => {
+                Box::pin(self.serve_http2(socket, first, identity)).await;
+            }
+            Ok(Ok(Some((first, false)))) => {
+                Box::pin(self.serve_http1(socket, first, identity)).await;
+            }
             // Connected and said nothing, as probes do.
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {

@@ -77,7 +77,11 @@ pub(super) fn parse(path_and_query: &str) -> Result<UserPath, PathError> {
         None => (path_and_query, ""),
     };
     let Some(after) = path.strip_prefix(PREFIX) else {
-        return Err(if path == "/client" { missing("agent") } else { PathError::NotClient });
+        return Err(if path == "/client" {
+            missing("agent")
+        } else {
+            PathError::NotClient
+        });
     };
     let (agent, after) = after.split_once('/').ok_or_else(|| missing("scheme"))?;
     let (scheme, after) = after.split_once('/').ok_or_else(|| missing("host:port"))?;
@@ -85,8 +89,9 @@ pub(super) fn parse(path_and_query: &str) -> Result<UserPath, PathError> {
         Some(at) => after.split_at(at),
         None => (after, "/"),
     };
-    let agent: AgentRef =
-        agent.parse().map_err(|error| PathError::Malformed(format!("{error}")))?;
+    let agent: AgentRef = agent
+        .parse()
+        .map_err(|error| PathError::Malformed(format!("{error}")))?;
     let scheme = match scheme {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
@@ -103,7 +108,13 @@ pub(super) fn parse(path_and_query: &str) -> Result<UserPath, PathError> {
     let prefix = path.strip_suffix(rest).unwrap_or(path).to_owned();
     let rest = PathAndQuery::try_from(format!("{rest}{query}"))
         .map_err(|error| PathError::Malformed(format!("the path cannot be passed on: {error}")))?;
-    Ok(UserPath { agent, scheme, target, prefix, rest })
+    Ok(UserPath {
+        agent,
+        scheme,
+        target,
+        prefix,
+        rest,
+    })
 }
 
 fn missing(what: &str) -> PathError {
@@ -121,18 +132,102 @@ mod tests {
     #[test]
     fn well_formed() {
         for (path, agent, scheme, target, prefix, rest) in [
-            ("/client/foo/http/127.0.0.1:8125/README.md", "foo", "http", "127.0.0.1:8125", "/client/foo/http/127.0.0.1:8125", "/README.md"),
-            ("/client/foo/http/127.0.0.1:8125", "foo", "http", "127.0.0.1:8125", "/client/foo/http/127.0.0.1:8125", "/"),
-            ("/client/foo/http/127.0.0.1:8125/", "foo", "http", "127.0.0.1:8125", "/client/foo/http/127.0.0.1:8125", "/"),
-            ("/client/foo/http/web.svc?x=/y", "foo", "http", "web.svc:80", "/client/foo/http/web.svc", "/?x=/y"),
-            ("/client/foo/https/web.svc//a//b/?", "foo", "https", "web.svc:443", "/client/foo/https/web.svc", "//a//b/?"),
-            ("/client/foo.example.com/http/[::1]:80/x", "foo.example.com", "http", "[::1]:80", "/client/foo.example.com/http/[::1]:80", "/x"),
-            ("/client/foo/http/%5B::1%5D:80/x", "foo", "http", "[::1]:80", "/client/foo/http/%5B::1%5D:80", "/x"),
-            ("/client/foo/http/[::1]/x", "foo", "http", "[::1]:80", "/client/foo/http/[::1]", "/x"),
-            ("/client/foo/http/service:web/a/../b/./%2e%2E/%2f?q=%20&r=?", "foo", "http", "service:web", "/client/foo/http/service:web", "/a/../b/./%2e%2E/%2f?q=%20&r=?"),
-            ("/client/foo/http/service%3Aweb/x", "foo", "http", "service:web", "/client/foo/http/service%3Aweb", "/x"),
-            ("/client/foo/http/unix:%2Frun%2Fdb.sock/v1", "foo", "http", "unix:/run/db.sock", "/client/foo/http/unix:%2Frun%2Fdb.sock", "/v1"),
-            ("/client/foo/http/h:80/client/bar/http/h:80/", "foo", "http", "h:80", "/client/foo/http/h:80", "/client/bar/http/h:80/"),
+            (
+                "/client/foo/http/127.0.0.1:8125/README.md",
+                "foo",
+                "http",
+                "127.0.0.1:8125",
+                "/client/foo/http/127.0.0.1:8125",
+                "/README.md",
+            ),
+            (
+                "/client/foo/http/127.0.0.1:8125",
+                "foo",
+                "http",
+                "127.0.0.1:8125",
+                "/client/foo/http/127.0.0.1:8125",
+                "/",
+            ),
+            (
+                "/client/foo/http/127.0.0.1:8125/",
+                "foo",
+                "http",
+                "127.0.0.1:8125",
+                "/client/foo/http/127.0.0.1:8125",
+                "/",
+            ),
+            (
+                "/client/foo/http/web.svc?x=/y",
+                "foo",
+                "http",
+                "web.svc:80",
+                "/client/foo/http/web.svc",
+                "/?x=/y",
+            ),
+            (
+                "/client/foo/https/web.svc//a//b/?",
+                "foo",
+                "https",
+                "web.svc:443",
+                "/client/foo/https/web.svc",
+                "//a//b/?",
+            ),
+            (
+                "/client/foo.example.com/http/[::1]:80/x",
+                "foo.example.com",
+                "http",
+                "[::1]:80",
+                "/client/foo.example.com/http/[::1]:80",
+                "/x",
+            ),
+            (
+                "/client/foo/http/%5B::1%5D:80/x",
+                "foo",
+                "http",
+                "[::1]:80",
+                "/client/foo/http/%5B::1%5D:80",
+                "/x",
+            ),
+            (
+                "/client/foo/http/[::1]/x",
+                "foo",
+                "http",
+                "[::1]:80",
+                "/client/foo/http/[::1]",
+                "/x",
+            ),
+            (
+                "/client/foo/http/service:web/a/../b/./%2e%2E/%2f?q=%20&r=?",
+                "foo",
+                "http",
+                "service:web",
+                "/client/foo/http/service:web",
+                "/a/../b/./%2e%2E/%2f?q=%20&r=?",
+            ),
+            (
+                "/client/foo/http/service%3Aweb/x",
+                "foo",
+                "http",
+                "service:web",
+                "/client/foo/http/service%3Aweb",
+                "/x",
+            ),
+            (
+                "/client/foo/http/unix:%2Frun%2Fdb.sock/v1",
+                "foo",
+                "http",
+                "unix:/run/db.sock",
+                "/client/foo/http/unix:%2Frun%2Fdb.sock",
+                "/v1",
+            ),
+            (
+                "/client/foo/http/h:80/client/bar/http/h:80/",
+                "foo",
+                "http",
+                "h:80",
+                "/client/foo/http/h:80",
+                "/client/bar/http/h:80/",
+            ),
         ] {
             let parsed = parse(path).unwrap_or_else(|error| panic!("{path}: {error:?}"));
             assert_eq!(parsed.agent.as_str(), agent, "{path}");
@@ -165,10 +260,21 @@ mod tests {
             ("/client/foo/http/%ff:80/x", "not UTF-8"),
             ("/client/foo/http/unix:%2Frun%2F..%2Fdb.sock/x", "unix"),
         ] {
-            let Err(PathError::Malformed(text)) = parse(path) else { panic!("{path} is taken") };
+            let Err(PathError::Malformed(text)) = parse(path) else {
+                panic!("{path} is taken")
+            };
             assert!(text.contains(why), "{path}: {text}");
         }
-        for path in ["", "/", "*", "/x", "/Client/foo/http/h:80/", "//client/foo/http/h/", "/clients/", "/?/client/"] {
+        for path in [
+            "",
+            "/",
+            "*",
+            "/x",
+            "/Client/foo/http/h:80/",
+            "//client/foo/http/h/",
+            "/clients/",
+            "/?/client/",
+        ] {
             assert_eq!(parse(path), Err(PathError::NotClient), "{path}");
         }
     }

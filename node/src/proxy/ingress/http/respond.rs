@@ -24,12 +24,20 @@ impl Refusal {
     pub(super) fn new(reason: Reason, text: impl Into<String>) -> Self {
         let status =
             StatusCode::from_u16(reason.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, reason: Some(reason), text: text.into() }
+        Self {
+            status,
+            reason: Some(reason),
+            text: text.into(),
+        }
     }
 
     /// The request breaks a rule of HTTP.
     pub(super) fn bad_request(text: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason: None, text: text.into() }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: None,
+            text: text.into(),
+        }
     }
 
     /// Nothing is served under this path.
@@ -37,7 +45,11 @@ impl Refusal {
         let text = format!(
             "nothing is served here: ask for {FORM}, as in\n  /client/a1/http/127.0.0.1:8080/index.html"
         );
-        Self { status: StatusCode::NOT_FOUND, reason: None, text }
+        Self {
+            status: StatusCode::NOT_FOUND,
+            reason: None,
+            text,
+        }
     }
 
     /// The path is not well formed.
@@ -76,13 +88,19 @@ impl Refusal {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(reason) = self.reason {
             headers.insert(X_MESH_ERROR, HeaderValue::from_static(reason.as_str()));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"mesh\""));
+            headers.insert(
+                WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"mesh\""),
+            );
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
@@ -93,8 +111,16 @@ impl Refusal {
 
 impl From<&DialError> for Refusal {
     fn from(error: &DialError) -> Self {
-        let DialError { agent, target, reason, message } = error;
-        Self::new(*reason, format!("cannot reach {target} through agent {agent}: {message}"))
+        let DialError {
+            agent,
+            target,
+            reason,
+            message,
+        } = error;
+        Self::new(
+            *reason,
+            format!("cannot reach {target} through agent {agent}: {message}"),
+        )
     }
 }
 
@@ -117,11 +143,19 @@ mod tests {
             let response = refusal.response(());
             assert_eq!(response.status().as_u16(), reason.http_status());
             assert_eq!(response.headers()["x-mesh-error"], reason.as_str());
-            assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
-            assert_eq!(response.headers().contains_key("retry-after"), response.status() == 503);
+            assert_eq!(
+                response.headers()["content-type"],
+                "text/plain; charset=utf-8"
+            );
+            assert_eq!(
+                response.headers().contains_key("retry-after"),
+                response.status() == 503
+            );
             assert_eq!(
                 refusal.body(),
-                format!("{reason}: cannot reach h:80 through agent a1: what happened; what to do\n")
+                format!(
+                    "{reason}: cannot reach h:80 through agent a1: what happened; what to do\n"
+                )
             );
         }
     }
@@ -130,15 +164,27 @@ mod tests {
     fn others() {
         let response = Refusal::unauthorized(AuthError::Missing).response(());
         assert_eq!(response.status(), 401);
-        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"mesh\"");
+        assert_eq!(
+            response.headers()["www-authenticate"],
+            "Bearer realm=\"mesh\""
+        );
         assert_eq!(response.headers()["x-mesh-error"], "not_allowed");
         let not_found = Refusal::not_found();
         assert_eq!(not_found.status, 404);
-        assert!(!not_found.response(()).headers().contains_key("x-mesh-error"));
+        assert!(
+            !not_found
+                .response(())
+                .headers()
+                .contains_key("x-mesh-error")
+        );
         assert!(not_found.body().contains(FORM) && not_found.body().ends_with('\n'));
         let bad_path = Refusal::bad_path("the agent is missing");
         assert_eq!(bad_path.status, 400);
-        assert!(bad_path.body().starts_with("bad_target: the agent is missing; ask for /client/"));
+        assert!(
+            bad_path
+                .body()
+                .starts_with("bad_target: the agent is missing; ask for /client/")
+        );
         assert_eq!(Refusal::connect().status, 405);
     }
 }

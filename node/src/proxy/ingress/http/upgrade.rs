@@ -23,6 +23,7 @@ pub(super) struct Upgrade {
 impl Upgrade {
     /// Forwards until both directions have ended, or one side breaks, which breaks the other.
     pub(super) async fn forward(self, state: &ConnectionState) {
+        self.access.goes_on();
         let before = state.totals();
         let result = self.run(state).await;
         let after = state.totals();
@@ -45,9 +46,9 @@ impl Upgrade {
         // hyper may have read beyond the heads: that is the first of what is forwarded.
         socket.after_upgrade(user.read_buf, target.read_buf);
         match target.io.into_inner().transport {
-            Transport::Plain(tunnel) => {
-                forward::socket(Box::new(socket), tunnel).await.map_err(io::Error::other)
-            }
+            Transport::Plain(tunnel) => forward::socket(Box::new(socket), tunnel)
+                .await
+                .map_err(io::Error::other),
             Transport::Tls(mut stream) => {
                 socket.set_reset_on_close(true);
                 tokio::io::copy_bidirectional(&mut socket, &mut stream).await?;

@@ -5,10 +5,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use http::{Extensions, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -22,13 +21,12 @@ use mesh_proto::wire::TraceContext;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::body::RequestBody;
+use super::executor::TrackedExecutor;
 use super::path::Scheme;
 use crate::net::BoxFuture;
 use crate::proxy::Shared;
@@ -43,6 +41,9 @@ const IDLE_CONNECTIONS_MAX: usize = 32;
 
 /// How long a connection may be idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a target may take to close its side of a connection that is closed in order.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What hyper may buffer of a connection, in bytes; a response's head must fit.
 const BUFFER_BYTES_MAX: usize = 256 << 10;
@@ -83,8 +84,17 @@ struct Pools {
 }
 
 impl Upstream {
-    pub(super) fn new(shared: Arc<Shared>, tls: Arc<ClientConfig>, executor: TrackedExecutor) -> Self {
-        Self { shared, tls, executor, pools: Mutex::default() }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tls: Arc<ClientConfig>,
+        executor: TrackedExecutor,
+    ) -> Self {
+        Self {
+            shared,
+            tls,
+            executor,
+            pools: Mutex::default(),
+        }
     }
 
     /// Sends a request to the target of `key`, over a pooled connection or a new one.
@@ -102,7 +112,10 @@ impl Upstream {
                 }
                 Ok(response)
             }
-            Err(error) => Err(SendError { on_used: was_used(&error), error }),
+            Err(error) => Err(SendError {
+                on_used: was_used(&error),
+                error,
+            }),
         }
     }
 
@@ -110,8 +123,11 @@ impl Upstream {
     pub(super) fn evict(&self, agent: &NodeName) {
         let cluster = &self.shared.config.common.cluster;
         let is_of_agent = |key: &PoolKey| key.agent.local_name(cluster).as_ref() == Some(agent);
-        let evicted: Vec<_> =
-            self.lock().by_key.extract_if(|key, _| is_of_agent(key)).collect();
+        let evicted: Vec<_> = self
+            .lock()
+            .by_key
+            .extract_if(|key, _| is_of_agent(key))
+            .collect();
         tracing::debug!(%agent, pools = evicted.len(), "closed the idle connections through an agent");
     }
 
@@ -122,7 +138,10 @@ impl Upstream {
     }
 
     fn client(&self, key: PoolKey) -> HttpClient {
-        let key = PoolKey { agent: canonical(key.agent, &self.shared.config.common.cluster), ..key };
+        let key = PoolKey {
+            agent: canonical(key.agent, &self.shared.config.common.cluster),
+            ..key
+        };
         let mut pools = self.lock();
         pools.uses += 1;
         let now = pools.uses;
@@ -132,9 +151,15 @@ impl Upstream {
         }
         let client = self.new_client(&key);
         let oldest = (pools.by_key.len() >= POOLS_MAX).then(|| {
-            pools.by_key.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| key.clone())
+            pools
+                .by_key
+                .iter()
+                .min_by_key(|(_, (used, _))| *used)
+                .map(|(key, _)| key.clone())
         });
-        let evicted = oldest.flatten().and_then(|oldest| pools.by_key.remove(&oldest));
+        let evicted = oldest
+            .flatten()
+            .and_then(|oldest| pools.by_key.remove(&oldest));
         pools.by_key.insert(key, (now, client.clone()));
         drop(pools);
         drop(evicted);
@@ -150,7 +175,11 @@ impl Upstream {
             .http1_max_buf_size(BUFFER_BYTES_MAX)
             .http1_max_headers(HEADERS_MAX)
             .set_host(false)
-            .build(Connector { shared: self.shared.clone(), tls: self.tls.clone(), key: key.clone() })
+            .build(Connector {
+                shared: self.shared.clone(),
+                tls: self.tls.clone(),
+                key: key.clone(),
+            })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pools> {
@@ -181,7 +210,9 @@ fn was_used(error: &legacy::Error) -> bool {
     if let Some(connection) = error.connect_info() {
         connection.get_extras(&mut extensions);
     }
-    extensions.get::<Served>().is_some_and(|served| served.0.load(Ordering::Relaxed))
+    extensions
+        .get::<Served>()
+        .is_some_and(|served| served.0.load(Ordering::Relaxed))
 }
 
 /// How `https` targets are spoken to and verified: against `authorities`, or the system's.
@@ -211,12 +242,11 @@ pub(super) fn client_config(
             }
         }
     }
-    let mut config =
-        ClientConfig::builder_with_details(certs::provider(), certs::system_time())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    let mut config = ClientConfig::builder_with_details(certs::provider(), certs::system_time())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Tickets are kept by the target's name, which means another host with each agent.
     config.resumption = rustls::client::Resumption::disabled();
@@ -251,12 +281,23 @@ impl Connector {
     async fn connect(self, trace: Option<TraceContext>) -> Result<UpstreamIo, DialError> {
         let deadline = self.shared.config.dial_deadline;
         let until = Instant::now() + deadline;
-        let PoolKey { agent, target, scheme, principal } = self.key;
-        let request = DialRequest { agent, target, principal, deadline, trace };
+        let PoolKey {
+            agent,
+            target,
+            scheme,
+            principal,
+        } = self.key;
+        let request = DialRequest {
+            agent,
+            target,
+            principal,
+            deadline,
+            trace,
+        };
         let tunnel = router::dial(&self.shared, &request, None).await?;
         let served = Served::default();
         match scheme {
-            Scheme::Http => Ok(UpstreamIo { transport: Transport::Plain(tunnel), served }),
+            Scheme::Http => Ok(UpstreamIo::new(Transport::Plain(tunnel), served)),
             Scheme::Https => {
                 let refused = |reason, message| DialError {
                     agent: request.agent.clone(),
@@ -264,13 +305,11 @@ impl Connector {
                     reason,
                     message,
                 };
-                let name = server_name(&request.target)
-                    .map_err(|why| refused(Reason::BadTarget, why))?;
+                let name =
+                    server_name(&request.target).map_err(|why| refused(Reason::BadTarget, why))?;
                 let handshake = TlsConnector::from(self.tls).connect(name, tunnel);
                 match tokio::time::timeout_at(until, handshake).await {
-                    Ok(Ok(stream)) => {
-                        Ok(UpstreamIo { transport: Transport::Tls(Box::new(stream)), served })
-                    }
+                    Ok(Ok(stream)) => Ok(UpstreamIo::new(Transport::Tls(Box::new(stream)), served)),
                     Ok(Err(error)) => Err(refused(
                         Reason::Unreachable,
                         format!(
@@ -279,7 +318,9 @@ impl Connector {
                     )),
                     Err(_) => Err(refused(
                         Reason::Timeout,
-                        format!("TLS with the target was not established within {deadline:?}; see whether the target is overloaded, or raise proxy.dial_deadline"),
+                        format!(
+                            "TLS with the target was not established within {deadline:?}; see whether the target is overloaded, or raise proxy.dial_deadline"
+                        ),
                     )),
                 }
             }
@@ -304,6 +345,17 @@ fn server_name(target: &Target) -> Result<ServerName<'static>, String> {
 pub(super) struct UpstreamIo {
     pub(super) transport: Transport,
     served: Served,
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl UpstreamIo {
+    fn new(transport: Transport, served: Served) -> Self {
+        Self {
+            transport,
+            served,
+            lingering: None,
+        }
+    }
 }
 
 /// The bytes of a connection to a target.
@@ -354,52 +406,25 @@ impl AsyncWrite for UpstreamIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            ready!(match &mut this.transport {
+                Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+                Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            })?;
         }
-    }
-}
-
-/// Runs hyper's tasks for an owner that waits for them, and ends them when the proxy is cut.
-#[derive(Debug, Clone)]
-pub(super) struct TrackedExecutor {
-    tasks: TaskTracker,
-    cut: CancellationToken,
-}
-
-impl TrackedExecutor {
-    pub(super) fn new(cut: CancellationToken) -> Self {
-        Self { tasks: TaskTracker::new(), cut }
-    }
-
-    /// Waits for all tasks, to which none may be added any more.
-    pub(super) async fn join(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for TrackedExecutor
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        let task = std::panic::AssertUnwindSafe(task).catch_unwind();
-        let task = self.cut.clone().run_until_cancelled_owned(task);
-        self.tasks.spawn(async move {
-            if let Some(Err(panic)) = task.await {
-                let why = panic
-                    .downcast_ref::<&str>()
-                    .map(|why| (*why).to_owned())
-                    .or_else(|| panic.downcast_ref::<String>().cloned());
-                tracing::error!(
-                    task = "http connection",
-                    error = why.as_deref().unwrap_or("unknown"),
-                    "a task panicked: this is a defect of the program, please report it with this line; the node goes on"
-                );
-            }
-        });
+        // A stream dropped before the target's end resets its connection, which its log would
+        // show for every idle connection that is closed.
+        let until = this
+            .lingering
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        if until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // Anything but the end is of a response that nobody waits for: no more of it.
+        let mut byte = [0];
+        let read = Pin::new(&mut *this).poll_read(cx, &mut ReadBuf::new(&mut byte));
+        read.map(|_| Ok(()))
     }
 }
 
@@ -419,7 +444,11 @@ mod tests {
             ("unix:/run/web.sock", Some("localhost")),
         ] {
             let found = server_name(&target.parse().unwrap()).ok();
-            assert_eq!(found.as_ref().map(|name| name.to_str()).as_deref(), name, "{target}");
+            assert_eq!(
+                found.as_ref().map(|name| name.to_str()).as_deref(),
+                name,
+                "{target}"
+            );
         }
     }
 
@@ -432,14 +461,21 @@ mod tests {
             ("a1.example.org", "a1.example.org"),
             ("example.com", "example.com"),
         ] {
-            assert_eq!(canonical(written.parse().unwrap(), &own).as_str(), canonical_form);
+            assert_eq!(
+                canonical(written.parse().unwrap(), &own).as_str(),
+                canonical_form
+            );
         }
     }
 
     #[test]
     fn an_authority_that_is_none_is_refused() {
         let garbage = [rustls::pki_types::CertificateDer::from(vec![1, 2, 3])];
-        assert!(client_config(Some(&garbage)).unwrap_err().contains("upstream_ca"));
+        assert!(
+            client_config(Some(&garbage))
+                .unwrap_err()
+                .contains("upstream_ca")
+        );
         assert!(client_config(None).is_ok());
     }
 }

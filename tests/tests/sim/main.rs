@@ -1,0 +1,9 @@
+//! The simulator itself, and fleets in it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod fleet;
+mod measure;
+mod network;
+mod sockets;
+mod traffic;
