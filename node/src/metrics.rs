@@ -6,9 +6,10 @@
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use mesh_proto::close::ResetCode;
 pub use prometheus::Registry;
 use prometheus::core::Collector;
 use prometheus::{
@@ -83,6 +84,8 @@ pub(crate) const NETWORK_SECONDS: &[f64] =
 #[derive(Debug, Clone)]
 pub struct NodeMetrics {
     streams_open: IntGauge,
+    /// What a stream that is dropped is reset with.
+    drop_code: Arc<AtomicU32>,
     no_streams: Arc<Notify>,
     bytes_sent: IntCounter,
     bytes_received: IntCounter,
@@ -135,6 +138,7 @@ impl NodeMetrics {
                 "mesh_streams_open",
                 "Tunnel streams that are open at this moment.",
             )?,
+            drop_code: Arc::new(AtomicU32::new(ResetCode::Cancelled.code())),
             no_streams: Arc::new(Notify::new()),
             bytes_sent: bytes.with_label_values(&["sent"]),
             bytes_received: bytes.with_label_values(&["received"]),
@@ -176,6 +180,11 @@ impl NodeMetrics {
     #[must_use]
     pub fn streams_open(&self) -> i64 {
         self.streams_open.get()
+    }
+
+    /// From now on streams are dropped because a drain has come to its deadline.
+    pub(crate) fn set_drain_deadline_passed(&self) {
+        self.drop_code.store(ResetCode::DrainDeadline.code(), Ordering::Relaxed);
     }
 
     /// Completes when no stream is open.
@@ -242,6 +251,12 @@ impl StreamMeter {
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
             received_bytes: self.received_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// What the stream is reset with when it is dropped before its end.
+    pub(crate) fn drop_code(&self) -> ResetCode {
+        let code = self.metrics.drop_code.load(Ordering::Relaxed);
+        ResetCode::from_code(code).unwrap_or(ResetCode::Cancelled)
     }
 
     pub(crate) fn add_sent(&self, bytes: usize) {

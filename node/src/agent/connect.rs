@@ -17,7 +17,7 @@ use super::Shared;
 use super::metrics::ConnectResult;
 use crate::hooks::Connected;
 use crate::net::resolve_address;
-use crate::quic::endpoint::{self, EndpointError, EndpointParts};
+use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::transport;
 
@@ -177,7 +177,11 @@ async fn connect_to(
         config: &common.quic,
         keys: &shared.keys,
     };
-    let endpoint = endpoint::dialling(&parts, remote)?;
+    let BoundEndpoint { endpoint, receive_buffer_bytes } = endpoint::dialling(&parts, remote)?;
+    shared
+        .node_metrics
+        .udp_rcvbuf_bytes
+        .set(i64::try_from(receive_buffer_bytes).unwrap_or(i64::MAX));
     let client = endpoint::agent_client_config(&parts, proxy)?;
     let server_name = common.cluster.proxy_dns_name();
     let timeout = common.quic.handshake_timeout;

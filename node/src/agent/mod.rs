@@ -182,6 +182,7 @@ impl Agent {
             u64::try_from(self.shared.node_metrics.streams_open()).unwrap_or(0)
         };
         if streams_cut > 0 {
+            self.shared.node_metrics.set_drain_deadline_passed();
             self.shared.node_metrics.cut_at_drain_deadline.inc_by(streams_cut);
             tracing::warn!(
                 streams_cut,

@@ -108,10 +108,10 @@ pub(super) async fn run(
             },
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
-                    let shared = shared.clone();
+                    let (shared, rtt) = (shared.clone(), connection.rtt());
                     streams.spawn(async move {
                         let cut = shared.cut.clone();
-                        cut.run_until_cancelled(serve_stream(shared, send, recv)).await;
+                        cut.run_until_cancelled(serve_stream(shared, rtt, send, recv)).await;
                     });
                 }
                 Err(_) => break,
@@ -155,8 +155,14 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// Serves one stream: a dial, from its request to its end.
-async fn serve_stream(shared: Arc<Shared>, send: SendStream, mut recv: RecvStream) {
+async fn serve_stream(
+    shared: Arc<Shared>,
+    rtt: Duration,
+    send: SendStream,
+    mut recv: RecvStream,
+) {
     let meter = StreamMeter::open(&shared.node_metrics);
+    shared.node_metrics.rtt.observe(rtt.as_secs_f64());
     let mut send = TunnelSend::new(send, meter.clone());
     let mut reader = FrameReader::default();
     let timeout = shared.config.common.quic.handshake_timeout;

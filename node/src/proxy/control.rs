@@ -191,8 +191,9 @@ async fn converse(
     loop {
         if !drain_told && matches!(*phase.borrow_and_update(), Phase::Draining) {
             drain_told = true;
-            let deadline_ms =
-                u64::try_from(shared.config.common.drain_deadline.as_millis()).unwrap_or(u64::MAX);
+            // The notice is over by now.
+            let left = shared.config.common.drain_deadline.saturating_sub(shared.config.drain_notice);
+            let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
             let notice = ProxyFrame::Draining(Draining { deadline_ms, ext: Vec::new() });
             if send(&mut control.send, &notice).await.is_err() {
                 return broken(connection);

@@ -182,7 +182,7 @@ impl ProxyMetrics {
             lost_packets: metrics::counter(
                 registry,
                 "mesh_quic_lost_packets_total",
-                "Packets that QUIC connections of this node sent and declared lost, added when a connection ends.",
+                "Packets that QUIC connections of this node sent and declared lost, added when a stream opens and when a connection ends.",
             )?,
         })
     }

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) hooks: Hooks,
     pub(crate) random: Random,
     pub(crate) epoch: u64,
+    /// Holds the state directory for as long as the proxy runs.
+    _state_lock: Option<Arc<std::fs::File>>,
     view: View,
     pub(crate) node_metrics: NodeMetrics,
     pub(crate) metrics: ProxyMetrics,
@@ -192,6 +194,7 @@ impl Proxy {
             None => EndpointState {
                 epoch: unix_seconds(),
                 keys: EndpointKeys::random(&mut parts.random.generator()),
+                lock: None,
             },
         };
         let node_metrics = NodeMetrics::new(&parts.registry)?;
@@ -213,6 +216,7 @@ impl Proxy {
                 ext: Vec::new(),
             }),
             epoch: state.epoch,
+            _state_lock: state.lock,
             random: parts.random.clone(),
             network: parts.network,
             hooks: parts.hooks,
@@ -355,6 +359,7 @@ impl Proxy {
             Err(_) => u64::try_from(self.shared.node_metrics.streams_open()).unwrap_or(0),
         };
         if streams_cut > 0 {
+            self.shared.node_metrics.set_drain_deadline_passed();
             self.shared.node_metrics.cut_at_drain_deadline.inc_by(streams_cut);
             tracing::warn!(
                 streams_cut,

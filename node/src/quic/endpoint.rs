@@ -113,13 +113,13 @@ pub fn listen(
 pub fn dialling(
     parts: &EndpointParts<'_>,
     remote: SocketAddr,
-) -> Result<quinn::Endpoint, EndpointError> {
+) -> Result<BoundEndpoint, EndpointError> {
     let address: SocketAddr = if remote.is_ipv6() {
         (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
     } else {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     };
-    Ok(bind(parts, None, address, false)?.endpoint)
+    bind(parts, None, address, false)
 }
 
 /// The client side of a connection from an agent; with `proxy`, only to the proxy of that name.

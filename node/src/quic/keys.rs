@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rand::RngCore;
 
@@ -65,6 +66,8 @@ pub struct EndpointState {
     pub epoch: u64,
     /// Its keys.
     pub keys: EndpointKeys,
+    /// Keeps other processes out of the directory for as long as it lives.
+    pub lock: Option<Arc<fs::File>>,
 }
 
 /// The state directory could not be used.
@@ -77,6 +80,12 @@ pub enum StateError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// Another process uses it.
+    #[error("another process uses {path}, which is proxy.state_dir: is this proxy running already? Give each proxy a directory of its own")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// A file holds something else than this program wrote.
     #[error("{path} is damaged ({why}); remove it: agents then take up to the idle timeout to notice this one restart")]
@@ -100,6 +109,23 @@ pub fn load(dir: &Path, rng: &mut dyn RngCore) -> Result<EndpointState, StateErr
     };
     if !dir.exists() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
+    }
+    let lock_path = dir.join("lock");
+    let lock = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&lock_path)
+        .map_err(io_error(&lock_path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            return Err(StateError::InUse { path: dir.to_owned() });
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            return Err(StateError::Io { path: lock_path, error });
+        }
     }
     let keys_path = dir.join("quic.key");
     let keys = match fs::read(&keys_path) {
@@ -130,7 +156,7 @@ pub fn load(dir: &Path, rng: &mut dyn RngCore) -> Result<EndpointState, StateErr
     };
     let epoch = former.saturating_add(1);
     replace(&epoch_path, format!("{epoch}\n").as_bytes()).map_err(io_error(&epoch_path))?;
-    Ok(EndpointState { epoch, keys })
+    Ok(EndpointState { epoch, keys, lock: Some(Arc::new(lock)) })
 }
 
 /// Writes a file whole or not at all: a crash leaves the former content.
@@ -162,6 +188,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
         let first = load(&dir, &mut rand::rng()).unwrap();
+        let error = load(&dir, &mut rand::rng()).unwrap_err().to_string();
+        assert!(error.contains("another process uses"), "{error}");
+        let EndpointState { lock, .. } = first.clone();
+        drop(lock);
+        let first = EndpointState { lock: None, ..first };
         let second = load(&dir, &mut rand::rng()).unwrap();
         assert_eq!((first.epoch, second.epoch), (1, 2));
         assert_eq!(first.keys.to_bytes(), second.keys.to_bytes());

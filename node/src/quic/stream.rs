@@ -218,7 +218,7 @@ impl TunnelSend {
 impl Drop for TunnelSend {
     fn drop(&mut self) {
         if !self.finished {
-            self.reset(ResetCode::Cancelled);
+            self.reset(self.meter.drop_code());
         }
     }
 }

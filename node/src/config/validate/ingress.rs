@@ -57,7 +57,7 @@ pub(super) fn ingress(
         shape.connections_max,
         1..=1_000_000,
         4096,
-        "connections of users beyond it are refused",
+        "connections of users beyond it wait to be accepted",
     );
     let tls = match &shape.tls {
         None => Some(None),
