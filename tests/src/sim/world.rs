@@ -224,12 +224,16 @@ impl World {
             config.common.quic.listen = (Ipv4Addr::UNSPECIFIED, QUIC_PORT).into();
             config.common.quic.mtu_max = MTU;
             config.state_dir = Some(self.dir.path().join(&name));
+            let host = self.net.add_host(&name);
+            let address = SocketAddr::new(self.net.ip(host), QUIC_PORT).to_string();
+            config.common.quic.advertise = vec![address];
+            config.peers =
+                self.proxies.iter().map(|proxy| self.quic_addr(*proxy).to_string()).collect();
             let mut plan = ProxyPlan {
                 config,
                 hooks: Hooks::default(),
             };
             change(index, &mut plan)?;
-            let host = self.net.add_host(&name);
             let config = NodeConfig::Proxy(Box::new(plan.config));
             let node = self.start(name, host, config, plan.hooks).await?;
             self.proxies.push(node);
