@@ -20,7 +20,7 @@ pub(super) struct Growth {
 impl Growth {
     /// Of a fleet whose agents each wait for times drawn from zero to a bound, twice its size arrives
     /// in every such time. So waits up to twice the spread give the rate that proxies ask for.
-    pub(super) fn from_twice(self, spread: Duration) -> Self {
+    pub(super) fn at_least_twice(self, spread: Duration) -> Self {
         let twice = spread.saturating_mul(2);
         Self {
             first: self.first.max(twice),
@@ -105,13 +105,16 @@ mod tests {
     #[test]
     fn a_spread_raises_the_bounds() {
         let spread = Duration::from_secs(20);
-        assert_eq!(bounds(GROWTH.from_twice(spread), 2), [40000, 40000]);
+        assert_eq!(bounds(GROWTH.at_least_twice(spread), 2), [40000, 40000]);
         assert_eq!(
-            bounds(GROWTH.from_twice(Duration::from_secs(1)), 3),
+            bounds(GROWTH.at_least_twice(Duration::from_secs(1)), 3),
             [2000, 4000, 8000]
         );
-        assert_eq!(bounds(GROWTH.from_twice(Duration::ZERO), 2), [500, 1000]);
-        assert!(bounds(GROWTH.from_twice(Duration::MAX), 1)[0] > 1 << 60);
+        assert_eq!(
+            bounds(GROWTH.at_least_twice(Duration::ZERO), 2),
+            [500, 1000]
+        );
+        assert!(bounds(GROWTH.at_least_twice(Duration::MAX), 1)[0] > 1 << 60);
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Pool {
 
     /// Leaves a proxy alone for a while, after a dial has failed.
     pub(super) fn cool_down(&mut self, now: Time, proxy: &NodeName, draw: &mut dyn Draw) {
-        let growth = self.failures_growth().from_twice(self.spread);
+        let growth = self.failures_growth().at_least_twice(self.spread);
         if let Some(known) = self.members.get_mut(proxy) {
             known.backoff.fail(now, growth, draw);
         }
@@ -134,7 +134,7 @@ impl Pool {
                 .fail(now + self.spread, growth, draw);
         } else {
             self.configured_failures
-                .fail(now, growth.from_twice(self.spread), draw);
+                .fail(now, growth.at_least_twice(self.spread), draw);
         }
     }
 

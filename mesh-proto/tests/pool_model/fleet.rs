@@ -100,24 +100,21 @@ fn losses_one_after_the_other_do_not_starve() {
     };
     let mut world = World::new(setup).with_proxies(10).with_agents(50, None);
     world.run_until(seconds(5), "a full mesh", World::is_full_mesh);
-    let mut fewest = 10;
+    let (mut fewest, mut sum) = (10, 0);
     // Each comes back after 4 s, and a new one is lost every 5 s.
     for round in 0..60 {
         world.crash(round % 10);
         world.run(seconds(4));
         world.start(round % 10);
         world.run(seconds(1));
-        fewest = world
-            .agents
-            .iter()
-            .map(|agent| agent.serving().len())
-            .min()
-            .unwrap()
-            .min(fewest);
+        for agent in &world.agents {
+            fewest = agent.serving().len().min(fewest);
+            sum += agent.serving().len();
+        }
     }
-    println!("at the worst moment an agent held {fewest} of 10");
-    // 20 s of waiting, in which four more are lost.
-    assert!(fewest >= 4, "{fewest}");
+    let mean = sum as f64 / 50.0 / 60.0;
+    println!("of 10 an agent held {mean:.1} in the mean, and {fewest} at the worst moment");
+    assert!(fewest >= 2 && mean > 6.5, "{fewest}, {mean}");
     world.run_until(seconds(30), "a full mesh", World::is_full_mesh);
 }
 

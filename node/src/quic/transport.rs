@@ -55,8 +55,11 @@ pub fn admit(connection: &quinn::Connection, config: &QuicConfig, streams: u32) 
 /// The connection's flow-control window in bytes: above what all stalled streams can hold.
 #[must_use]
 pub fn connection_window_bytes(config: &QuicConfig) -> u64 {
-    // One window more than the stalled streams can fill, so that a fresh stream always has room.
-    u64::from(config.stream_window_bytes) * (u64::from(config.stalled_streams_max) + 1)
+    // One window more than the stalled streams can fill, so that a fresh stream always has room;
+    // and quinn announces credit when an eighth of the whole was read: the fresh stream must be
+    // able to read that much before it runs out.
+    let usable = u64::from(config.stream_window_bytes) * (u64::from(config.stalled_streams_max) + 1);
+    (usable * 8).div_ceil(7)
 }
 
 fn var_int(value: u64) -> VarInt {
@@ -72,6 +75,7 @@ mod tests {
         let config = QuicConfig::default();
         let stalled =
             u64::from(config.stream_window_bytes) * u64::from(config.stalled_streams_max);
-        assert!(connection_window_bytes(&config) > stalled);
+        let window = connection_window_bytes(&config);
+        assert!(window - window / 8 > stalled);
     }
 }

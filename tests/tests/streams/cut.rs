@@ -1,11 +1,14 @@
 //! A stream that was cut never looks whole: not in any way of using it, not for any cause.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -344,33 +347,43 @@ async fn cut_upload(way: Way, cause: Cause, answered: bool) -> Result {
     scene.serves_on().await
 }
 
+/// Scenes that are played at one time.
+const SCENES: usize = 12;
+
 /// Every cause, every way, both directions: the reader sees an error.
 #[tokio::test]
 async fn cut_body_is_not_whole() -> Result {
+    let mut scenes: Vec<Pin<Box<dyn Future<Output = Result>>>> = Vec::new();
     for cause in Cause::ALL {
         for way in Way::ALL.into_iter().filter(|way| way.knows(cause)) {
-            let named = || format!("{cause:?}, {way:?}");
-            cut_download(way, cause)
-                .await
-                .with_context(named)
-                .context("download")?;
-            // A request has no body that lasts until the connection's end.
-            if way == Way::Http(Body::UntilEnd) {
-                continue;
-            }
-            cut_upload(way, cause, false)
-                .await
-                .with_context(named)
-                .context("upload")?;
-            if matches!(way, Way::Http(_)) {
-                let result = cut_upload(way, cause, true).await;
-                result
+            scenes.push(Box::pin(async move {
+                let named = || format!("{cause:?}, {way:?}");
+                cut_download(way, cause)
+                    .await
                     .with_context(named)
-                    .context("upload that was answered")?;
-            }
+                    .context("download")?;
+                // A request has no body that lasts until the connection's end.
+                if way == Way::Http(Body::UntilEnd) {
+                    return Ok(());
+                }
+                cut_upload(way, cause, false)
+                    .await
+                    .with_context(named)
+                    .context("upload")?;
+                if matches!(way, Way::Http(_)) {
+                    let result = cut_upload(way, cause, true).await;
+                    result
+                        .with_context(named)
+                        .context("upload that was answered")?;
+                }
+                Ok(())
+            }));
         }
     }
-    Ok(())
+    futures_util::stream::iter(scenes)
+        .buffer_unordered(SCENES)
+        .try_collect()
+        .await
 }
 
 /// A stream that its user drops without ending it is no whole upload; one that he ends is, though

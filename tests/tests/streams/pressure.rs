@@ -162,7 +162,6 @@ async fn stalled_streams_do_not_stall_the_connection() -> Result {
     for _ in 0..STALLED {
         downloads.push(dialer.dial(&endless.rule()).await?);
     }
-    eprintln!("dialled");
     let over = probe::plateau("the downloads stand still", || sent(&pair.agent).ok()).await?;
     let full = u64::from(STALLED) * u64::from(WINDOW - 4096);
     ensure!(
@@ -171,13 +170,11 @@ async fn stalled_streams_do_not_stall_the_connection() -> Result {
     );
     expect_whole(&mut dialer.dial(&source.rule()).await?, body(16 * MIB)).await?;
 
-    eprintln!("fresh done");
     let mut uploads = JoinSet::new();
     for _ in 0..STALLED {
         let mut stream = dialer.dial(&silent.rule()).await?;
         uploads.spawn(async move { while stream.write_all(&[1; 16 << 10]).await.is_ok() {} });
     }
-    eprintln!("uploads");
     probe::plateau("the uploads stand still", || sent(&pair.proxy).ok()).await?;
     let mut stream = dialer.dial(&sink.rule()).await?;
     stream.write_all(body(16 * MIB)).await?;

@@ -4,9 +4,7 @@ use anyhow::ensure;
 use mesh_proto::wire::ALPN_AGENT;
 use mesh_tests::fleet::{Bystander, Node, agent_config, http_ingress};
 use mesh_tests::hostile::careless_tls;
-use mesh_tests::services::Service;
-use mesh_tests::{Result, binary, http, logs};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use mesh_tests::{Result, binary, http, logs, web};
 
 use crate::support::{CLUSTER, refusal_line, refused};
 
@@ -53,13 +51,7 @@ async fn odd_agent_names() -> Result {
         binary::run(dir.path(), &["config", "check", "--config", "node.toml"])
     };
 
-    let echo = Service::start(|mut stream, _| async move {
-        stream.read_u8().await?;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
-            .await
-    })
-    .await?;
+    let echo = web::start().await?;
     let bystander =
         Bystander::start_with(|config| config.ingresses.push(http_ingress()), |_| {}).await?;
     let proxy = &bystander.pair.proxy;
