@@ -13,8 +13,8 @@ use crate::config::NodeConfig;
 use crate::hooks::Hooks;
 use crate::metrics::MetricsError;
 use crate::net::{Network, SystemNetwork};
-use crate::random::Random;
 use crate::proxy::{self, Proxy, ProxyParts};
+use crate::random::Random;
 use crate::tasks::Tasks;
 
 /// The runtimes that a node runs on. It makes no threads of its own.
@@ -35,7 +35,10 @@ impl Runtimes {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn current() -> Self {
-        Self { shards: vec![Handle::current()], admin: Handle::current() }
+        Self {
+            shards: vec![Handle::current()],
+            admin: Handle::current(),
+        }
     }
 }
 
@@ -115,7 +118,12 @@ pub async fn build(config: NodeConfig) -> Result<Bound, BuildError> {
 /// # Errors
 /// [`BuildError`].
 pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, BuildError> {
-    let Parts { runtimes, network, random, hooks } = parts;
+    let Parts {
+        runtimes,
+        network,
+        random,
+        hooks,
+    } = parts;
     let registry = Registry::new();
     registry.register(Box::new(
         prometheus::process_collector::ProcessCollector::for_self(),
@@ -153,8 +161,21 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
     let metrics_addr = listeners.metrics_addr();
     let stop_servers = CancellationToken::new();
     let mut servers = Tasks::new("admin listener");
-    listeners.serve(&mut servers, &runtimes.admin, &registry, &readiness, &stop_servers);
-    Ok(Bound { role, registry, admin_addr, metrics_addr, servers, stop_servers })
+    listeners.serve(
+        &mut servers,
+        &runtimes.admin,
+        &registry,
+        &readiness,
+        &stop_servers,
+    );
+    Ok(Bound {
+        role,
+        registry,
+        admin_addr,
+        metrics_addr,
+        servers,
+        stop_servers,
+    })
 }
 
 impl Bound {

@@ -18,7 +18,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use mesh_proto::close::ResetCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::net::Socket;
+use crate::net::{BoxFuture, Socket};
 use crate::quic::{StreamError, TunnelRecv, TunnelSend, TunnelStream};
 
 /// Size of the blocks that sockets are read into, in bytes.
@@ -68,14 +68,11 @@ impl ForwardError {
 ///
 /// # Errors
 /// [`ForwardError`], after both were reset.
-pub async fn socket(
-    mut socket: Box<dyn Socket>,
-    tunnel: TunnelStream,
-) -> Result<(), ForwardError> {
+pub async fn socket(mut socket: Box<dyn Socket>, tunnel: TunnelStream) -> Result<(), ForwardError> {
     // Until the end is known to be in order, closing the socket is a failure: so it is on every
     // path out of here, cancellation and panics among them.
     socket.set_reset_on_close(true);
-    stream(&mut socket, tunnel).await?;
+    run(&mut socket, tunnel, |socket| socket.broken()).await?;
     socket.set_reset_on_close(false);
     Ok(())
 }
@@ -84,20 +81,44 @@ pub async fn socket(
 ///
 /// # Errors
 /// [`ForwardError`], after the tunnel was reset. The caller ends `io`.
-pub async fn stream<S>(io: &mut S, mut tunnel: TunnelStream) -> Result<(), ForwardError>
+pub async fn stream<S>(io: &mut S, tunnel: TunnelStream) -> Result<(), ForwardError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    run(io, tunnel, |_| Box::pin(std::future::pending())).await
+}
+
+/// Forwards until both directions have ended; `watch` tells of a break that no read shows.
+async fn run<S>(
+    io: &mut S,
+    mut tunnel: TunnelStream,
+    watch: impl Fn(&S) -> BoxFuture<'static, ()>,
+) -> Result<(), ForwardError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut up = Up::default();
     let mut down = Down::default();
+    let mut broken = None;
     let cut = tunnel.recv.cut();
     let both = poll_fn(|cx| {
-        let up = up.poll(cx, io, &mut tunnel.send)?;
-        let down = down.poll(cx, io, &mut tunnel)?;
-        Poll::Ready(match (up, down) {
-            (Poll::Ready(()), Poll::Ready(())) => Ok(()),
-            (Poll::Pending, _) | (_, Poll::Pending) => return Poll::Pending,
-        })
+        let sent = up.poll(cx, io, &mut tunnel.send)?;
+        let received = down.poll(cx, io, &mut tunnel)?;
+        if sent.is_ready() && received.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // While nothing is read from the other side of `io`, it could vanish unseen.
+        if !up.is_reading()
+            && broken
+                .get_or_insert_with(|| watch(io))
+                .as_mut()
+                .poll(cx)
+                .is_ready()
+        {
+            let error = io::Error::from(io::ErrorKind::ConnectionReset);
+            return Poll::Ready(Err(ForwardError::Socket(error)));
+        }
+        Poll::Pending
     });
     let result = tokio::select! {
         biased;
@@ -134,6 +155,8 @@ pub async fn tunnels(mut a: TunnelStream, mut b: TunnelStream) -> Result<(), For
 async fn relay(from: &mut TunnelRecv, to: &mut TunnelSend) -> Result<(), ForwardError> {
     let mut chunks = [const { Bytes::new() }; CHUNKS];
     let cut = from.cut();
+    // Whoever waits for more to read would not notice that nobody wants it any more.
+    let stopped = to.stopped();
     let copy = async {
         while let Some(filled) = from.read_chunks(&mut chunks).await? {
             to.write_all_chunks(&mut chunks[..filled]).await?;
@@ -145,6 +168,7 @@ async fn relay(from: &mut TunnelRecv, to: &mut TunnelSend) -> Result<(), Forward
         biased;
         result = copy => result,
         () = cut => Err(StreamError::Stalled.into()),
+        () = stopped => Err(StreamError::Closed.into()),
     }
 }
 
@@ -168,6 +192,11 @@ enum End {
 }
 
 impl Up {
+    /// Whether an end of the source would be noticed.
+    fn is_reading(&self) -> bool {
+        self.chunk.is_empty() && self.end == End::Open
+    }
+
     fn poll<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -207,8 +236,8 @@ struct Down {
     filled: usize,
     unflushed: bool,
     end: End,
-    /// Once this direction is over, nothing but this tells that the other side has gone away
-    /// while the socket is silent.
+    /// While nothing is read from the tunnel, nothing but this tells that the other side has gone
+    /// away: when this direction is over, and when the socket takes no more.
     stopped: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -222,20 +251,15 @@ impl Down {
         loop {
             match self.poll_write(cx, io) {
                 Poll::Ready(result) => result.map_err(ForwardError::Socket)?,
-                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Pending => {
+                    self.check_stopped(cx, &tunnel.send)?;
+                    return Ok(Poll::Pending);
+                }
             }
             match self.end {
                 End::Done => {
-                    if tunnel.send.is_finished() {
-                        return Ok(Poll::Ready(()));
-                    }
-                    let stopped = self
-                        .stopped
-                        .get_or_insert_with(|| Box::pin(tunnel.send.stopped()));
-                    return match stopped.as_mut().poll(cx) {
-                        Poll::Ready(()) => Err(StreamError::Closed.into()),
-                        Poll::Pending => Ok(Poll::Ready(())),
-                    };
+                    self.check_stopped(cx, &tunnel.send)?;
+                    return Ok(Poll::Ready(()));
                 }
                 End::Ending => match Pin::new(&mut *io).poll_shutdown(cx) {
                     Poll::Ready(result) => {
@@ -263,6 +287,23 @@ impl Down {
                     }
                 },
             }
+        }
+    }
+
+    /// Fails when the other side has gone away, and else has it wake this task.
+    fn check_stopped(
+        &mut self,
+        cx: &mut Context<'_>,
+        send: &TunnelSend,
+    ) -> Result<(), ForwardError> {
+        // A finished direction is stopped in order, as soon as all of it has arrived.
+        if send.is_finished() {
+            return Ok(());
+        }
+        let stopped = self.stopped.get_or_insert_with(|| Box::pin(send.stopped()));
+        match stopped.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(StreamError::Closed.into()),
+            Poll::Pending => Ok(()),
         }
     }
 

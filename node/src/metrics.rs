@@ -5,8 +5,8 @@
 //! it is right from the first event.
 
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mesh_proto::close::ResetCode;
@@ -47,7 +47,10 @@ pub(crate) fn counter_vec(
     label: &str,
     values: impl IntoIterator<Item = &'static str>,
 ) -> Result<IntCounterVec, MetricsError> {
-    let counter = registered(registry, IntCounterVec::new(Opts::new(name, help), &[label])?)?;
+    let counter = registered(
+        registry,
+        IntCounterVec::new(Opts::new(name, help), &[label])?,
+    )?;
     for value in values {
         counter.with_label_values(&[value]);
     }
@@ -77,8 +80,9 @@ pub(crate) fn histogram(
 }
 
 /// Buckets for times on a network, in seconds: from a loopback to a deadline.
-pub(crate) const NETWORK_SECONDS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(crate) const NETWORK_SECONDS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 /// What every node measures of its streams, and of itself.
 #[derive(Debug, Clone)]
@@ -167,7 +171,11 @@ impl NodeMetrics {
                 "Smoothed round-trip time of a QUIC connection, observed when a stream opens.",
                 NETWORK_SECONDS,
             )?,
-            draining: gauge(registry, "mesh_draining", "1 while this node drains, else 0.")?,
+            draining: gauge(
+                registry,
+                "mesh_draining",
+                "1 while this node drains, else 0.",
+            )?,
             udp_rcvbuf_bytes: gauge(
                 registry,
                 "mesh_udp_rcvbuf_bytes",
@@ -184,7 +192,8 @@ impl NodeMetrics {
 
     /// From now on streams are dropped because a drain has come to its deadline.
     pub(crate) fn set_drain_deadline_passed(&self) {
-        self.drop_code.store(ResetCode::DrainDeadline.code(), Ordering::Relaxed);
+        self.drop_code
+            .store(ResetCode::DrainDeadline.code(), Ordering::Relaxed);
     }
 
     /// Completes when no stream is open.
@@ -222,7 +231,9 @@ pub struct StreamMeter {
 
 impl std::fmt::Debug for StreamMeter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamMeter").field("totals", &self.totals()).finish_non_exhaustive()
+        f.debug_struct("StreamMeter")
+            .field("totals", &self.totals())
+            .finish_non_exhaustive()
     }
 }
 
@@ -265,7 +276,8 @@ impl StreamMeter {
     }
 
     pub(crate) fn add_received(&self, bytes: usize) {
-        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.received_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         self.metrics.bytes_received.inc_by(bytes as u64);
     }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use quinn::Runtime as _;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// A boxed future, as the methods of object-safe traits return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -42,6 +43,12 @@ pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {
 
     /// The other side, where it has a network address.
     fn peer_addr(&self) -> Option<SocketAddr>;
+
+    /// Completes when the connection is known to be broken, for whom neither reads nor writes at
+    /// the moment. By default it never does.
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
 
     /// Moves the socket to the runtime of the caller.
     ///
@@ -143,7 +150,10 @@ impl Network for SystemNetwork {
         socket.bind(&address.into())?;
         let receive_buffer_bytes = socket.recv_buffer_size()?;
         let socket = quinn::TokioRuntime.wrap_udp_socket(socket.into())?;
-        Ok(UdpBinding { socket, receive_buffer_bytes })
+        Ok(UdpBinding {
+            socket,
+            receive_buffer_bytes,
+        })
     }
 
     fn quic_runtime(&self) -> Arc<dyn quinn::Runtime> {
@@ -230,8 +240,9 @@ impl SystemSocket {
     fn tcp(stream: tokio::net::TcpStream) -> Self {
         // Best effort: a socket that refuses an option still carries bytes.
         let _ = stream.set_nodelay(true);
-        let keepalive =
-            TcpKeepalive::new().with_time(TCP_KEEPALIVE_IDLE).with_interval(TCP_KEEPALIVE_INTERVAL);
+        let keepalive = TcpKeepalive::new()
+            .with_time(TCP_KEEPALIVE_IDLE)
+            .with_interval(TCP_KEEPALIVE_INTERVAL);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         Self::Tcp(stream)
     }
@@ -254,6 +265,25 @@ impl Socket for SystemSocket {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Unix(_) => None,
         }
+    }
+
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        // A second descriptor of the same socket: the first is for whoever reads and writes.
+        let watched = match self {
+            Self::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
+            // Breaks in no other way than by its end.
+            Self::Unix(_) => return Box::pin(std::future::pending()),
+        };
+        Box::pin(async move {
+            // Where no descriptor is left, a failure is noticed at the next read or write.
+            if let Ok(watched) = watched
+                && let Ok(watched) = tokio::net::TcpStream::from_std(watched.into())
+                && watched.ready(Interest::ERROR).await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        })
     }
 
     fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>> {

@@ -35,7 +35,9 @@ impl Random {
     /// The same numbers for the same seed, as long as generators are taken in the same order.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self(Source::Seeded(Arc::new(Mutex::new(StdRng::seed_from_u64(seed)))))
+        Self(Source::Seeded(Arc::new(Mutex::new(StdRng::seed_from_u64(
+            seed,
+        )))))
     }
 
     /// A new generator, which nobody else draws from.

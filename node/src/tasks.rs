@@ -16,7 +16,10 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// No tasks yet; `what` they do is for the log line of a panic.
     pub(crate) fn new(what: &'static str) -> Self {
-        Self { what, set: JoinSet::new() }
+        Self {
+            what,
+            set: JoinSet::new(),
+        }
     }
 
     /// Starts a task on the caller's runtime.

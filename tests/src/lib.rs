@@ -33,8 +33,8 @@ pub mod programs;
 pub mod quic;
 pub mod scripted;
 pub mod services;
-pub mod sshd;
 pub mod sim;
+pub mod sshd;
 pub mod web;
 
 /// What tests return: any error fails the test with its chain.

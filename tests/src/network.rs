@@ -196,6 +196,10 @@ impl Socket for TestSocket {
         self.socket.peer_addr()
     }
 
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        self.socket.broken()
+    }
+
     fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>> {
         let Self {
             socket,

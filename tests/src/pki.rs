@@ -52,7 +52,7 @@ impl Pki {
     ) -> Result<Arc<Credentials>> {
         let issued = self
             .authority
-            .issue(&Request::new(kind, name.parse()?, validity.clone()))?;
+            .issue(&Request::new(kind, name.parse()?, *validity))?;
         Ok(Arc::new(Credentials::from_pem(
             self.authority.ca_pem().as_bytes(),
             issued.cert_pem.as_bytes(),

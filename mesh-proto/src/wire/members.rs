@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::codec;
 use super::frame::Ext;
-use super::limits::{ADDRESSES_MAX, ADDRESS_BYTES_MAX, MEMBERS_MAX};
+use super::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, MEMBERS_MAX};
 use crate::name::{Generation, Group, NodeName};
 
 /// A view of proxies, or the part of it that has changed. What is absent has not changed.

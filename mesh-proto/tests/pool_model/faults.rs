@@ -50,12 +50,10 @@ fn faults(seed: u64) {
                 world.add_proxy(group, generation);
             }
             6 => world.proxies[proxy].reachable = !world.proxies[proxy].reachable,
-            7 => {
-                // A restart that agents do not notice before it is over.
-                if world.proxies[proxy].health == Health::Up {
-                    world.crash(proxy);
-                    world.start(proxy);
-                }
+            // A restart that agents do not notice before it is over.
+            7 if world.proxies[proxy].health == Health::Up => {
+                world.crash(proxy);
+                world.start(proxy);
             }
             _ => {}
         }

@@ -191,16 +191,21 @@ impl Driver {
                 }
             }
             // A driver may take the one for the other.
-            Op::Failed(lease) | Op::Closed(lease) => {
-                let Some(index) = self.lease(lease) else {
+            Op::Failed(lease) => {
+                let Some(lease) = self.lease(lease) else {
                     return Ok(());
                 };
-                match op {
-                    Op::Failed(_) => self.pool.failed(self.now, index, &mut rng),
-                    _ => self.pool.closed(self.now, index, &mut rng),
-                }
-                self.dialling.remove(&index);
-                self.connected.remove(&index);
+                self.pool.failed(self.now, lease, &mut rng);
+                self.dialling.remove(&lease);
+                self.connected.remove(&lease);
+            }
+            Op::Closed(lease) => {
+                let Some(lease) = self.lease(lease) else {
+                    return Ok(());
+                };
+                self.pool.closed(self.now, lease, &mut rng);
+                self.dialling.remove(&lease);
+                self.connected.remove(&lease);
             }
             Op::Members { from, view } => {
                 let from = from.and_then(|from| self.lease(from));

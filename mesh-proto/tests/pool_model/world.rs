@@ -43,7 +43,7 @@ impl Rng {
 
 impl Draw for Rng {
     fn up_to(&mut self, bound: Duration) -> Duration {
-        let nanoseconds = bound.as_nanos() * u128::from(self.next() >> 32) >> 32;
+        let nanoseconds = (bound.as_nanos() * u128::from(self.next() >> 32)) >> 32;
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap())
     }
 }
@@ -121,7 +121,7 @@ impl Agent {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Event {
     /// A dial ends, at the proxy that it finds.
     Arrive {

@@ -53,7 +53,8 @@ impl Guard {
             return Some((StatusCode::FORBIDDEN, why).into_response());
         }
         let tokens = self.tokens.as_ref()?;
-        let known = web::presented_token(headers).is_some_and(|token| tokens.matches(token).is_some());
+        let known =
+            web::presented_token(headers).is_some_and(|token| tokens.matches(token).is_some());
         if known {
             return None;
         }
@@ -76,7 +77,11 @@ mod tests {
             ("127.0.0.1:7480", Some("http://localhost:7480"), None),
             ("[::1]:7480", None, None),
             ("rebound.example.com", None, Some(403)),
-            ("localhost:7480", Some("https://evil.example.com"), Some(403)),
+            (
+                "localhost:7480",
+                Some("https://evil.example.com"),
+                Some(403),
+            ),
             ("localhost:7480", Some("null"), Some(403)),
         ] {
             let mut headers = HeaderMap::new();
@@ -84,7 +89,9 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(header::ORIGIN, origin.parse().unwrap());
             }
-            let refusal = guard.refusal(&headers).map(|response| response.status().as_u16());
+            let refusal = guard
+                .refusal(&headers)
+                .map(|response| response.status().as_u16());
             assert_eq!(refusal, status, "{host} {origin:?}");
         }
     }

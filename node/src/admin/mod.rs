@@ -101,10 +101,7 @@ impl Drop for SocketFile {
 }
 
 /// Binds the listeners of the config, on `runtime`.
-pub(crate) async fn bind(
-    config: &CommonConfig,
-    runtime: &Handle,
-) -> Result<Listeners, AdminError> {
+pub(crate) async fn bind(config: &CommonConfig, runtime: &Handle) -> Result<Listeners, AdminError> {
     let _entered = runtime.enter();
     let metrics = match &config.metrics {
         Some(metrics) => Some(tcp(metrics.listen, "metrics.listen")?),
@@ -130,7 +127,11 @@ fn tcp(address: SocketAddr, key: &'static str) -> Result<(TcpListener, SocketAdd
         let bound = listener.local_addr()?;
         Ok((TcpListener::from_std(listener)?, bound))
     };
-    bound().map_err(|error| AdminError::Bind { address, key, error })
+    bound().map_err(|error| AdminError::Bind {
+        address,
+        key,
+        error,
+    })
 }
 
 fn unix(path: &Path) -> Result<UnixListener, AdminError> {
@@ -147,7 +148,10 @@ fn unix(path: &Path) -> Result<UnixListener, AdminError> {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         Ok(listener)
     };
-    bound().map_err(|error| AdminError::Unix { path: path.to_owned(), error })
+    bound().map_err(|error| AdminError::Unix {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 impl Listeners {
@@ -208,10 +212,13 @@ fn routes(registry: &Registry, readiness: &Readiness) -> Router {
     let (registry, readiness) = (registry.clone(), readiness.clone());
     Router::new()
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(async move || match readiness.check() {
-            Ok(ready) => ready.into_response(),
-            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
-        }))
+        .route(
+            "/readyz",
+            get(async move || match readiness.check() {
+                Ok(ready) => ready.into_response(),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+            }),
+        )
         .route("/metrics", get(async move || metrics(&registry)))
 }
 
@@ -223,7 +230,11 @@ fn metrics(registry: &Registry) -> Response {
         }
         Err(error) => {
             tracing::error!(%error, "metrics cannot be encoded: this is a defect of the program");
-            (StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n").into_response()
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "metrics cannot be encoded\n",
+            )
+                .into_response()
         }
     }
 }

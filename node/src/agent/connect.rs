@@ -15,7 +15,6 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 
 use super::Shared;
 use super::metrics::ConnectResult;
-use crate::hooks::Connected;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -37,7 +36,8 @@ pub(super) struct ProxyConnection {
 impl ProxyConnection {
     /// Closes a connection to a proxy that another one leads to already.
     pub(super) async fn close_duplicate(self) {
-        self.connection.close(CloseCode::Superseded.code().into(), b"connected already");
+        self.connection
+            .close(CloseCode::Superseded.code().into(), b"connected already");
         let _ = tokio::time::timeout(super::CLOSE_GRACE, self.endpoint.wait_idle()).await;
     }
 }
@@ -45,16 +45,33 @@ impl ProxyConnection {
 /// An attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
-    #[error("`{address}` cannot be resolved ({error}); check agent.proxies, and the resolver of this host")]
+    #[error(
+        "`{address}` cannot be resolved ({error}); check agent.proxies, and the resolver of this host"
+    )]
     Resolve { address: String, error: io::Error },
-    #[error("nothing answered at {remote} within quic.handshake_timeout ({timeout:?}); check that the proxy runs and that UDP reaches it")]
-    Timeout { remote: SocketAddr, timeout: Duration },
-    #[error("{remote} and this agent do not trust each other ({error}); check both certificates with `node certs show`: the same cluster, the same authority, not expired")]
-    Untrusted { remote: SocketAddr, error: ConnectionError },
-    #[error("the proxy at {remote} takes no connection now ({error}); it is full or about to leave")]
+    #[error(
+        "nothing answered at {remote} within quic.handshake_timeout ({timeout:?}); check that the proxy runs and that UDP reaches it"
+    )]
+    Timeout {
+        remote: SocketAddr,
+        timeout: Duration,
+    },
+    #[error(
+        "{remote} and this agent do not trust each other ({error}); check both certificates with `node certs show`: the same cluster, the same authority, not expired"
+    )]
+    Untrusted {
+        remote: SocketAddr,
+        error: ConnectionError,
+    },
+    #[error(
+        "the proxy at {remote} takes no connection now ({error}); it is full or about to leave"
+    )]
     Refused { remote: SocketAddr, error: String },
     #[error("the connection to {remote} failed: {error}")]
-    Connection { remote: SocketAddr, error: ConnectionError },
+    Connection {
+        remote: SocketAddr,
+        error: ConnectionError,
+    },
     #[error("the proxy at {remote} broke the protocol: {error}")]
     Protocol { remote: SocketAddr, error: String },
     #[error("it advertises no address")]
@@ -103,9 +120,7 @@ impl ConnectError {
         match &error {
             ConnectionError::TimedOut => Self::Timeout { remote, timeout },
             // A crypto error is a TLS alert, ours or theirs (RFC 9001, section 4.8).
-            ConnectionError::TransportError(transport)
-                if is_crypto(u64::from(transport.code)) =>
-            {
+            ConnectionError::TransportError(transport) if is_crypto(u64::from(transport.code)) => {
                 Self::Untrusted { remote, error }
             }
             ConnectionError::ConnectionClosed(close) if is_crypto(u64::from(close.error_code)) => {
@@ -114,7 +129,10 @@ impl ConnectError {
             ConnectionError::ConnectionClosed(close)
                 if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
             {
-                Self::Refused { remote, error: error.to_string() }
+                Self::Refused {
+                    remote,
+                    error: error.to_string(),
+                }
             }
             ConnectionError::ApplicationClosed(close)
                 if close.error_code == CloseCode::WrongKind.code().into() =>
@@ -125,7 +143,10 @@ impl ConnectError {
                 if close.error_code == CloseCode::Draining.code().into()
                     || close.error_code == CloseCode::Overloaded.code().into() =>
             {
-                Self::Refused { remote, error: error.to_string() }
+                Self::Refused {
+                    remote,
+                    error: error.to_string(),
+                }
             }
             ConnectionError::VersionMismatch
             | ConnectionError::TransportError(_)
@@ -149,7 +170,10 @@ pub(super) async fn connect(
     proxy: Option<&NodeName>,
 ) -> Result<ProxyConnection, ConnectError> {
     let timeout = shared.config.common.quic.handshake_timeout;
-    let resolve_error = |error| ConnectError::Resolve { address: address.to_owned(), error };
+    let resolve_error = |error| ConnectError::Resolve {
+        address: address.to_owned(),
+        error,
+    };
     let remotes = tokio::time::timeout(timeout, resolve_address(&*shared.network, address))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -177,7 +201,10 @@ async fn connect_to(
         config: &common.quic,
         keys: &shared.keys,
     };
-    let BoundEndpoint { endpoint, receive_buffer_bytes } = endpoint::dialling(&parts, remote)?;
+    let BoundEndpoint {
+        endpoint,
+        receive_buffer_bytes,
+    } = endpoint::dialling(&parts, remote)?;
     shared
         .node_metrics
         .udp_rcvbuf_bytes
@@ -187,10 +214,14 @@ async fn connect_to(
     let timeout = common.quic.handshake_timeout;
     let connecting = endpoint
         .connect_with(client, remote, &server_name)
-        .map_err(|error| ConnectError::Protocol { remote, error: error.to_string() })?;
+        .map_err(|error| ConnectError::Protocol {
+            remote,
+            error: error.to_string(),
+        })?;
     let attempt = async {
-        let connection =
-            connecting.await.map_err(|error| ConnectError::of(remote, timeout, error))?;
+        let connection = connecting
+            .await
+            .map_err(|error| ConnectError::of(remote, timeout, error))?;
         match greet(shared, &connection).await {
             Ok((control_send, control_recv, reader, hello)) => {
                 Ok((connection, control_send, control_recv, reader, hello))
@@ -212,17 +243,14 @@ async fn connect_to(
     match attempt {
         Ok((connection, control_send, control_recv, reader, hello)) => {
             transport::admit(&connection, &common.quic, common.quic.streams_max);
-            shared.metrics.connect(ConnectResult::Ok);
-            tracing::info!(
-                proxy = %hello.name, group = %hello.group, generation = %hello.generation,
-                epoch = hello.epoch, %remote, version = hello.version, "connected to a proxy"
-            );
-            shared.hooks.connected(&Connected {
-                agent: common.name.clone(),
-                proxy: hello.name.clone(),
-                remote,
-            });
-            Ok(ProxyConnection { endpoint, connection, control_send, control_recv, reader, hello })
+            Ok(ProxyConnection {
+                endpoint,
+                connection,
+                control_send,
+                control_recv,
+                reader,
+                hello,
+            })
         }
         Err(error) => {
             endpoint.close(CloseCode::Done.code().into(), b"");
@@ -236,22 +264,32 @@ async fn connect_to(
 type Greeted = (SendStream, RecvStream, FrameReader, ProxyHello);
 
 async fn greet(shared: &Shared, connection: &Connection) -> Result<Greeted, String> {
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+    let (mut send, mut recv) = connection
+        .open_bi()
+        .await
+        .map_err(|error| error.to_string())?;
     let hello = hello_bytes(shared).map_err(|error| error.to_string())?;
-    send.write_all(&hello).await.map_err(|error| error.to_string())?;
+    send.write_all(&hello)
+        .await
+        .map_err(|error| error.to_string())?;
     let mut reader = FrameReader::default();
     let text = |error: FrameError| error.to_string();
     match reader.next::<Answer>(&mut recv).await.map_err(text)? {
         Answer::Opened(_) => {}
-        Answer::Refused(Refused { reason, message, .. }) => {
-            return Err(format!("it refused the control stream: {reason}: {message}"));
+        Answer::Refused(Refused {
+            reason, message, ..
+        }) => {
+            return Err(format!(
+                "it refused the control stream: {reason}: {message}"
+            ));
         }
     }
     let ProxyFrame::Hello(hello) = reader.next::<ProxyFrame>(&mut recv).await.map_err(text)? else {
         return Err("its first message is not a hello".into());
     };
     // What the hello claims must be what the certificate proves.
-    let identity = crate::quic::identity::identity(connection).map_err(|error| error.to_string())?;
+    let identity =
+        crate::quic::identity::identity(connection).map_err(|error| error.to_string())?;
     if identity.name != hello.name || identity.cluster != hello.cluster {
         return Err(format!(
             "it calls itself {} of {}, but its certificate says {identity}",

@@ -117,13 +117,17 @@ impl AgentMetrics {
                 "mesh_agent_dials_total",
                 "Dials that proxies asked of this agent, by result.",
                 "result",
-                Reason::ALL.iter().map(|reason| reason.as_str()).chain(["ok"]),
+                Reason::ALL
+                    .iter()
+                    .map(|reason| reason.as_str())
+                    .chain(["ok"]),
             )?,
         })
     }
 
     pub(super) fn pool(&self, counts: &Counts, backoff: Duration) {
-        let set = |gauge: &IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let set =
+            |gauge: &IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         set(&self.desired_proxies, counts.desired);
         set(&self.connected_proxies, counts.connected);
         set(&self.connections, counts.held);

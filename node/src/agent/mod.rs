@@ -20,9 +20,9 @@ use crate::config::AgentConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
 use crate::net::{Network, SystemNetwork};
-use crate::random::Random;
 use crate::quic::keys::EndpointKeys;
 use crate::quic::stall::StallBudget;
+use crate::random::Random;
 use crate::tasks::Tasks;
 
 /// How long closing connections may tell the other side before the sockets go.
@@ -118,7 +118,10 @@ impl Agent {
     ///
     /// # Errors
     /// [`StartError`].
-    #[expect(clippy::unused_async, reason = "as Proxy::start_with: what a start waits for may change")]
+    #[expect(
+        clippy::unused_async,
+        reason = "as Proxy::start_with: what a start waits for may change"
+    )]
     pub async fn start_with(config: AgentConfig, parts: AgentParts) -> Result<Self, StartError> {
         let node_metrics = NodeMetrics::new(&parts.registry)?;
         node_metrics
@@ -149,7 +152,11 @@ impl Agent {
             cut: CancellationToken::new(),
             config,
         });
-        let first = parts.shards.first().cloned().unwrap_or_else(Handle::current);
+        let first = parts
+            .shards
+            .first()
+            .cloned()
+            .unwrap_or_else(Handle::current);
         let mut background = Tasks::new("buffer budget");
         background.spawn_on(shared.budget.clone().keep(), &first);
         let mut pool = Tasks::new("connection pool");
@@ -158,7 +165,11 @@ impl Agent {
             agent = %shared.config.common.name, cluster = %shared.config.common.cluster,
             proxies = shared.config.proxies.join(","), "agent started"
         );
-        Ok(Self { shared, pool, background })
+        Ok(Self {
+            shared,
+            pool,
+            background,
+        })
     }
 
     /// How many connections stand: what `/readyz` tells.
@@ -175,7 +186,9 @@ impl Agent {
         tracing::info!(?deadline, "leaving");
         self.shared.node_metrics.draining.set(1);
         self.shared.leaving.send_replace(Some(until));
-        let in_time = tokio::time::timeout_at(until, self.pool.join_all()).await.is_ok();
+        let in_time = tokio::time::timeout_at(until, self.pool.join_all())
+            .await
+            .is_ok();
         let streams_cut = if in_time {
             0
         } else {
@@ -183,7 +196,10 @@ impl Agent {
         };
         if streams_cut > 0 {
             self.shared.node_metrics.set_drain_deadline_passed();
-            self.shared.node_metrics.cut_at_drain_deadline.inc_by(streams_cut);
+            self.shared
+                .node_metrics
+                .cut_at_drain_deadline
+                .inc_by(streams_cut);
             tracing::warn!(
                 streams_cut,
                 "the drain deadline has passed: streams that were still open are cut; raise agent.drain_deadline if they should have longer"

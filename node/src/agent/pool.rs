@@ -19,7 +19,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::connect::{self, ConnectError};
+use super::metrics::ConnectResult;
 use super::{Shared, session};
+use crate::hooks::Connected;
 use crate::tasks::Tasks;
 
 /// After how many like failures the log says again that a proxy cannot be reached.
@@ -70,7 +72,11 @@ impl PoolState {
             let_go: BTreeMap::new(),
             failing: BTreeMap::new(),
         };
-        Self { pool: Mutex::new(inner), changed: Notify::new(), start: Instant::now() }
+        Self {
+            pool: Mutex::new(inner),
+            changed: Notify::new(),
+            start: Instant::now(),
+        }
     }
 
     fn now(&self) -> Time {
@@ -108,7 +114,10 @@ impl PoolState {
         if repeat {
             tracing::debug!(place, "cannot connect to a proxy: {error}");
         } else {
-            tracing::warn!(place, "cannot connect to a proxy, and will go on trying: {error}");
+            tracing::warn!(
+                place,
+                "cannot connect to a proxy, and will go on trying: {error}"
+            );
         }
     }
 
@@ -176,7 +185,8 @@ impl Lease {
 
     /// The proxy has said that it is about to leave.
     pub(super) fn draining(&self, within: Duration) {
-        self.state.step(|pool, now, draw| pool.draining(now, self.id, within, draw));
+        self.state
+            .step(|pool, now, draw| pool.draining(now, self.id, within, draw));
     }
 }
 
@@ -201,9 +211,9 @@ fn member(member: wire::Member) -> Member {
         addresses: member.addresses,
         state: match member.state {
             // A suspicion is mostly refuted; what a later version means is no reason to leave.
-            wire::MemberState::Alive
-            | wire::MemberState::Suspect
-            | wire::MemberState::Other(_) => MemberState::Alive,
+            wire::MemberState::Alive | wire::MemberState::Suspect | wire::MemberState::Other(_) => {
+                MemberState::Alive
+            }
             wire::MemberState::Draining => MemberState::Draining,
             wire::MemberState::Left | wire::MemberState::Down => MemberState::Gone,
         },
@@ -237,7 +247,11 @@ pub(super) async fn run(shared: Arc<Shared>, shards: Vec<Handle>) {
         for action in actions {
             match action {
                 Action::Dial { lease, whom } => {
-                    let lease = Lease { id: lease, state: state.clone(), connected: false };
+                    let lease = Lease {
+                        id: lease,
+                        state: state.clone(),
+                        connected: false,
+                    };
                     let (sender, let_go) = watch::channel(None);
                     state.lock().let_go.insert(lease.id, sender);
                     let shard = shards.get(next_shard % shards.len().max(1)).cloned();
@@ -310,9 +324,12 @@ async fn link(
         Ok(connected) => {
             lease.state.log_success(&place);
             match lease.connected(&connected.hello) {
-                Verdict::Keep => session::run(&shared, connected, &lease, let_go).await,
+                Verdict::Keep => {
+                    announce(&shared, &connected);
+                    session::run(&shared, connected, &lease, let_go).await;
+                }
                 Verdict::Duplicate => {
-                    shared.metrics.connect(super::metrics::ConnectResult::Duplicate);
+                    shared.metrics.connect(ConnectResult::Duplicate);
                     tracing::debug!(place, proxy = %connected.hello.name, "reached a proxy that is connected already");
                     connected.close_duplicate().await;
                 }
@@ -323,6 +340,22 @@ async fn link(
             lease.state.log_failure(&place, &error);
         }
     }
+}
+
+/// A connection counts as made: it is told and counted.
+fn announce(shared: &Shared, connected: &connect::ProxyConnection) {
+    let hello = &connected.hello;
+    let remote = connected.connection.remote_address();
+    shared.metrics.connect(ConnectResult::Ok);
+    tracing::info!(
+        proxy = %hello.name, group = %hello.group, generation = %hello.generation,
+        epoch = hello.epoch, %remote, version = hello.version, "connected to a proxy"
+    );
+    shared.hooks.connected(&Connected {
+        agent: shared.config.common.name.clone(),
+        proxy: hello.name.clone(),
+        remote,
+    });
 }
 
 /// Tries addresses in their order.

@@ -44,8 +44,14 @@ pub(super) async fn run(
     lease: &Lease,
     mut let_go: watch::Receiver<Option<LetGo>>,
 ) {
-    let ProxyConnection { endpoint, connection, mut control_send, mut control_recv, mut reader, hello } =
-        connected;
+    let ProxyConnection {
+        endpoint,
+        connection,
+        mut control_send,
+        mut control_recv,
+        mut reader,
+        hello,
+    } = connected;
     let standing = Standing::new(shared);
     let mut streams = Tasks::new("stream of a dial");
     let mut leaving = shared.leaving.subscribe();
@@ -69,8 +75,13 @@ pub(super) async fn run(
             let deadline_ms =
                 u64::try_from(until.saturating_duration_since(Instant::now()).as_millis())
                     .unwrap_or(u64::MAX);
-            let frame = AgentFrame::Leaving(Leaving { deadline_ms, ext: Vec::new() });
-            let Ok(bytes) = frames::encode(&frame) else { break };
+            let frame = AgentFrame::Leaving(Leaving {
+                deadline_ms,
+                ext: Vec::new(),
+            });
+            let Ok(bytes) = frames::encode(&frame) else {
+                break;
+            };
             if control_send.write_all(&bytes).await.is_err() {
                 break;
             }
@@ -155,12 +166,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// Serves one stream: a dial, from its request to its end.
-async fn serve_stream(
-    shared: Arc<Shared>,
-    rtt: Duration,
-    send: SendStream,
-    mut recv: RecvStream,
-) {
+async fn serve_stream(shared: Arc<Shared>, rtt: Duration, send: SendStream, mut recv: RecvStream) {
     let meter = StreamMeter::open(&shared.node_metrics);
     shared.node_metrics.rtt.observe(rtt.as_secs_f64());
     let mut send = TunnelSend::new(send, meter.clone());
@@ -174,14 +180,22 @@ async fn serve_stream(
         )),
         Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
             Reason::Unsupported,
-            &format!("this agent does not know that request ({error}); it may be older than the proxy"),
+            &format!(
+                "this agent does not know that request ({error}); it may be older than the proxy"
+            ),
         )),
         Ok(Err(FrameError::Wire(error))) => {
             tracing::warn!(%error, "a proxy sent a malformed request");
-            Err(Refused::new(Reason::Internal, &format!("the request is malformed: {error}")))
+            Err(Refused::new(
+                Reason::Internal,
+                &format!("the request is malformed: {error}"),
+            ))
         }
         Ok(Err(FrameError::Ended | FrameError::Truncated | FrameError::Read(_))) => return,
-        Err(_) => Err(Refused::new(Reason::Timeout, "no request came on the stream")),
+        Err(_) => Err(Refused::new(
+            Reason::Timeout,
+            "no request came on the stream",
+        )),
     };
     let connected = match request {
         Ok(dial) => {
@@ -191,7 +205,12 @@ async fn serve_stream(
                 connected = target::connect(&shared, &dial) => connected,
                 () = send.stopped() => return,
             };
-            shared.metrics.dialled(connected.as_ref().map(drop).map_err(|refused| refused.reason));
+            shared.metrics.dialled(
+                connected
+                    .as_ref()
+                    .map(drop)
+                    .map_err(|refused| refused.reason),
+            );
             if let Err(refused) = &connected {
                 tracing::debug!(target = %dial.target, principal = %dial.principal, reason = %refused.reason, message = refused.message, "refused a dial");
             }
@@ -206,7 +225,9 @@ async fn serve_stream(
         Ok(socket) => {
             // Until forwarding has ended in order, its target is reset.
             socket.set_reset_on_close(true);
-            let Ok(answer) = frames::encode(&Answer::Opened(Opened::default())) else { return };
+            let Ok(answer) = frames::encode(&Answer::Opened(Opened::default())) else {
+                return;
+            };
             if send.write_frame(&answer).await.is_err() {
                 return;
             }

@@ -33,7 +33,10 @@ pub(super) async fn connect(shared: &Shared, dial: &Dial) -> Result<Box<dyn Sock
         return Err(Refused::new(Reason::NoAgent, &message));
     }
     if shared.leaving.borrow().is_some() {
-        return Err(Refused::new(Reason::Draining, "the agent is about to leave"));
+        return Err(Refused::new(
+            Reason::Draining,
+            "the agent is about to leave",
+        ));
     }
     let info = DialInfo {
         agent: dial.agent.clone(),
@@ -46,7 +49,10 @@ pub(super) async fn connect(shared: &Shared, dial: &Dial) -> Result<Box<dyn Sock
     tokio::time::timeout_at(until, connect_target(shared, &dial.target, until))
         .await
         .unwrap_or_else(|_| {
-            let message = format!("{} did not answer the agent within {deadline:?}", dial.target);
+            let message = format!(
+                "{} did not answer the agent within {deadline:?}",
+                dial.target
+            );
             Err(Refused::new(Reason::Timeout, &message))
         })
 }
@@ -61,7 +67,11 @@ async fn connect_target(
         Target::Host { host, port } => connect_host(shared, target, host, *port, until).await,
         Target::Unix(path) => connect_unix(shared, target, path).await,
         Target::Service(name) => {
-            let service = shared.config.services.iter().find(|service| service.name == *name);
+            let service = shared
+                .config
+                .services
+                .iter()
+                .find(|service| service.name == *name);
             let Some(service) = service else {
                 let message = format!(
                     "the agent {} has no service `{name}`; add a [[service]] to its config",
@@ -102,7 +112,11 @@ async fn connect_address(
     if !shared.config.allow.permits_address(address) {
         return Err(not_allowed(shared, target, ""));
     }
-    shared.network.connect(address).await.map_err(|error| failed(target, address, &error))
+    shared
+        .network
+        .connect(address)
+        .await
+        .map_err(|error| failed(target, address, &error))
 }
 
 async fn connect_host(
@@ -140,8 +154,15 @@ async fn connect_host(
         }
     }
     Err(refused.unwrap_or_else(|| {
-        let addresses: Vec<_> = resolved.iter().map(|address| address.ip().to_string()).collect();
-        not_allowed(shared, target, &format!(" (which is {})", addresses.join(", ")))
+        let addresses: Vec<_> = resolved
+            .iter()
+            .map(|address| address.ip().to_string())
+            .collect();
+        not_allowed(
+            shared,
+            target,
+            &format!(" (which is {})", addresses.join(", ")),
+        )
     }))
 }
 
@@ -161,13 +182,19 @@ async fn connect_unix(
     if !shared.config.allow.permits_unix(path) {
         return Err(not_allowed(shared, target, ""));
     }
-    shared.network.connect_unix(Path::new(path.as_str())).await.map_err(|error| {
-        let reason = match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => Reason::Refused,
-            _ => Reason::Unreachable,
-        };
-        Refused::new(reason, &format!("{target}: {error}"))
-    })
+    shared
+        .network
+        .connect_unix(Path::new(path.as_str()))
+        .await
+        .map_err(|error| {
+            let reason = match error.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => {
+                    Reason::Refused
+                }
+                _ => Reason::Unreachable,
+            };
+            Refused::new(reason, &format!("{target}: {error}"))
+        })
 }
 
 fn failed(target: &Target, address: SocketAddr, error: &io::Error) -> Refused {
@@ -179,11 +206,14 @@ fn failed(target: &Target, address: SocketAddr, error: &io::Error) -> Refused {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Refused::new(
             Reason::Refused,
-            &format!("{place} refused the agent's connection; does the service run, and on that port?"),
+            &format!(
+                "{place} refused the agent's connection; does the service run, and on that port?"
+            ),
         ),
-        io::ErrorKind::TimedOut => {
-            Refused::new(Reason::Timeout, &format!("{place} did not answer the agent"))
-        }
+        io::ErrorKind::TimedOut => Refused::new(
+            Reason::Timeout,
+            &format!("{place} did not answer the agent"),
+        ),
         _ => Refused::new(
             Reason::Unreachable,
             &format!("the agent cannot reach {place}: {error}"),

@@ -1,6 +1,9 @@
 //! `node demo`: two proxies, an agent and a file server in this process, to try the mesh.
 
-#![expect(clippy::print_stdout, reason = "this verb shows what it made and what to type")]
+#![expect(
+    clippy::print_stdout,
+    reason = "this verb shows what it made and what to type"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -51,7 +54,10 @@ pub struct DemoArgs {
 /// When a part cannot start, or an answer is not what it should be.
 pub fn run(args: DemoArgs) -> Result<(), CliError> {
     let filter = if args.check { "warn" } else { "info" };
-    super::run::init_log(&LogConfig { filter: filter.into(), ..LogConfig::default() })?;
+    super::run::init_log(&LogConfig {
+        filter: filter.into(),
+        ..LogConfig::default()
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -85,7 +91,8 @@ fn failed(what: &str) -> impl FnOnce(&dyn std::fmt::Display) -> CliError + '_ {
 
 impl Demo {
     async fn start(free_ports: bool) -> Result<Self, CliError> {
-        let port = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, if free_ports { 0 } else { port }));
+        let port =
+            |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, if free_ports { 0 } else { port }));
         let files = make_files().map_err(|error| failed("cannot make the files")(&error))?;
         let (file_addr, file_server) = serve_files(port(8125), files.path()).await?;
         let identities = Identities::new()?;
@@ -93,10 +100,15 @@ impl Demo {
         let first = start_proxy(&identities, "proxy-1", port(8123), Vec::new()).await?;
         // The second joins the first, and the agent learns of it there.
         let addresses = vec![first.quic_addr().to_string()];
-        let second =
-            start_proxy(&identities, "proxy-2", port(8124), addresses.clone()).await?;
+        let second = start_proxy(&identities, "proxy-2", port(8124), addresses.clone()).await?;
         let agent = start_agent(&identities, addresses, file_addr).await?;
-        let demo = Self { files, file_server, file_addr, proxies: [first, second], agent };
+        let demo = Self {
+            files,
+            file_server,
+            file_addr,
+            proxies: [first, second],
+            agent,
+        };
 
         let mut connected = demo.agent.connected();
         let both = connected.wait_for(|connected| *connected == demo.proxies.len());
@@ -112,7 +124,11 @@ impl Demo {
     }
 
     fn url(&self, proxy: &Proxy, path: &str) -> String {
-        let ingress = proxy.ingress_addrs().first().map(ToString::to_string).unwrap_or_default();
+        let ingress = proxy
+            .ingress_addrs()
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         format!("http://{ingress}/client/foo/http/{}/{path}", self.file_addr)
     }
 
@@ -122,11 +138,25 @@ impl Demo {
         println!();
         for proxy in &self.proxies {
             let name = proxy.name();
-            let users = proxy.ingress_addrs().first().map(ToString::to_string).unwrap_or_default();
-            println!("  {name}      users on http://{users}, agents on udp {}", proxy.quic_addr());
+            let users = proxy
+                .ingress_addrs()
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            println!(
+                "  {name}      users on http://{users}, agents on udp {}",
+                proxy.quic_addr()
+            );
         }
-        println!("  agent foo    connected to both, may reach {}", self.file_addr);
-        println!("  files        {} on http://{}", self.files.path().display(), self.file_addr);
+        println!(
+            "  agent foo    connected to both, may reach {}",
+            self.file_addr
+        );
+        println!(
+            "  files        {} on http://{}",
+            self.files.path().display(),
+            self.file_addr
+        );
         println!();
         println!("Reach the file server through the agent, by either proxy:");
         println!();
@@ -136,7 +166,10 @@ impl Demo {
         println!();
         println!("And what is refused, with its reason:");
         println!();
-        println!("  curl -i {}", self.url(second, "").replace("/client/foo/", "/client/bar/"));
+        println!(
+            "  curl -i {}",
+            self.url(second, "").replace("/client/foo/", "/client/bar/")
+        );
         println!();
         println!("Ctrl-C ends it.");
     }
@@ -153,7 +186,10 @@ impl Demo {
                 step(
                     status == 200 && body == expected,
                     &format!("GET {url}: {} bytes, as in the file", expected.len()),
-                    &format!("GET {url}: status {status}, {} bytes, not those of the file", body.len()),
+                    &format!(
+                        "GET {url}: status {status}, {} bytes, not those of the file",
+                        body.len()
+                    ),
                 )?;
             }
             let url = self.url(proxy, "").replace("/client/foo/", "/client/bar/");
@@ -161,16 +197,29 @@ impl Demo {
             step(
                 status == 502 && body.starts_with(b"no_agent"),
                 &format!("GET {url}: refused as no_agent, as it should be"),
-                &format!("GET {url}: status {status} instead of 502 no_agent: {}", String::from_utf8_lossy(&body)),
+                &format!(
+                    "GET {url}: status {status} instead of 502 no_agent: {}",
+                    String::from_utf8_lossy(&body)
+                ),
             )?;
             let dialled = match proxy.dialer("foo") {
-                Ok(dialer) => dialer.dial("service:files").await.map_err(|error| error.to_string()),
+                Ok(dialer) => dialer
+                    .dial("service:files")
+                    .await
+                    .map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             step(
                 dialled.is_ok(),
-                &format!("dial of service:files at foo through {}: connected", proxy.name()),
-                &format!("dial of service:files through {}: {}", proxy.name(), dialled.err().unwrap_or_default()),
+                &format!(
+                    "dial of service:files at foo through {}: connected",
+                    proxy.name()
+                ),
+                &format!(
+                    "dial of service:files through {}: {}",
+                    proxy.name(),
+                    dialled.err().unwrap_or_default()
+                ),
             )?;
         }
         Ok(())
@@ -204,12 +253,16 @@ struct Identities {
 
 impl Identities {
     fn new() -> Result<Self, CliError> {
-        let cluster: Cluster =
-            "demo.example.com".parse().map_err(|error| failed("cluster")(&error))?;
+        let cluster: Cluster = "demo.example.com"
+            .parse()
+            .map_err(|error| failed("cluster")(&error))?;
         let validity = Validity::days(1).map_err(|error| failed("validity")(&error))?;
         let authority = Authority::create(cluster, &validity)
             .map_err(|error| failed("cannot create an authority")(&error))?;
-        Ok(Self { authority, validity })
+        Ok(Self {
+            authority,
+            validity,
+        })
     }
 
     fn issue(&self, kind: Kind, name: &str) -> Result<Arc<Credentials>, CliError> {
@@ -240,7 +293,10 @@ async fn start_proxy(
     config.common.drain_deadline = Duration::from_secs(2);
     config.drain_notice = Duration::ZERO;
     config.peers = peers;
-    config.ingresses.push(IngressConfig::new(http, IngressKind::Http { upstream_ca: None }));
+    config.ingresses.push(IngressConfig::new(
+        http,
+        IngressKind::Http { upstream_ca: None },
+    ));
     Proxy::start(config).await.map_err(|error| {
         CliError::Failed(format!(
             "demo: {error}; the demo needs the ports 8123, 8124 and 8125 (with --check it takes free ones)"
@@ -255,14 +311,19 @@ async fn start_agent(
 ) -> Result<Agent, CliError> {
     let mut config = AgentConfig::new(identities.issue(Kind::Agent, "foo")?, proxies);
     config.common.drain_deadline = Duration::from_secs(2);
-    let rule = files.to_string().parse().map_err(|error| failed("allow")(&error))?;
+    let rule = files
+        .to_string()
+        .parse()
+        .map_err(|error| failed("allow")(&error))?;
     config.allow = AllowList(vec![rule]);
     config.services.push(ServiceConfig {
         name: "files".parse().map_err(|error| failed("service")(&error))?,
         address: Target::Address(files),
         protocol: Protocol::Http,
     });
-    Agent::start(config).await.map_err(|error| failed("agent")(&error))
+    Agent::start(config)
+        .await
+        .map_err(|error| failed("agent")(&error))
 }
 
 fn make_files() -> std::io::Result<tempfile::TempDir> {
@@ -272,7 +333,9 @@ fn make_files() -> std::io::Result<tempfile::TempDir> {
     file("hello.txt", b"Hello from behind the agent.\n")?;
     // Not compressible and not repeating, so that a lost or doubled piece shows.
     let mut large = vec![0; LARGE_FILE_BYTES];
-    crate::random::Random::system().generator().fill_bytes(&mut large);
+    crate::random::Random::system()
+        .generator()
+        .fill_bytes(&mut large);
     file("large.bin", &large)?;
     Ok(dir)
 }
@@ -332,6 +395,8 @@ async fn get(url: &str) -> Result<(u16, Bytes), CliError> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(failed(url)(&error)),
-        Err(_) => Err(CliError::Failed(format!("demo: no answer to {url} within {REQUEST_DEADLINE:?}"))),
+        Err(_) => Err(CliError::Failed(format!(
+            "demo: no answer to {url} within {REQUEST_DEADLINE:?}"
+        ))),
     }
 }

@@ -29,7 +29,8 @@ pub struct RunArgs {
 /// # Errors
 /// Wrong configuration, or a node that could not start.
 pub fn run(args: RunArgs) -> Result<(), CliError> {
-    let loaded = config::load(&args.source.sources()).map_err(|errors| CliError::Usage(errors.to_string()))?;
+    let loaded = config::load(&args.source.sources())
+        .map_err(|errors| CliError::Usage(errors.to_string()))?;
     init_log(&loaded.config.common().log)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -134,7 +135,12 @@ impl Threads {
                 .map_err(failed)?;
             joins.push(join);
         }
-        Ok(Self { main: single_threaded().map_err(failed)?, others, stop, joins })
+        Ok(Self {
+            main: single_threaded().map_err(failed)?,
+            others,
+            stop,
+            joins,
+        })
     }
 
     fn runtimes(&self) -> Runtimes {
@@ -142,8 +148,9 @@ impl Threads {
             Some((admin, shards)) => (admin.clone(), shards),
             None => (self.main.handle().clone(), &[][..]),
         };
-        let shards =
-            std::iter::once(self.main.handle().clone()).chain(shards.iter().cloned()).collect();
+        let shards = std::iter::once(self.main.handle().clone())
+            .chain(shards.iter().cloned())
+            .collect();
         Runtimes { shards, admin }
     }
 

@@ -153,7 +153,10 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
                 %remote, reason = HandshakeRefusal::WrongKind.as_str(), %error,
                 "refused a connection: check that node's certificate with `node certs show`"
             );
-            connection.close(CloseCode::WrongKind.code().into(), error.to_string().as_bytes());
+            connection.close(
+                CloseCode::WrongKind.code().into(),
+                error.to_string().as_bytes(),
+            );
         }
     }
 }
@@ -167,8 +170,10 @@ async fn handshake(
     incoming: Incoming,
     timeout: Duration,
 ) -> Result<(Connection, Purpose), Failure> {
-    let protocol_failure =
-        |error: ConnectionError| Failure { refusal: classify(&error), why: error.to_string() };
+    let protocol_failure = |error: ConnectionError| Failure {
+        refusal: classify(&error),
+        why: error.to_string(),
+    };
     let connecting = incoming.accept().map_err(protocol_failure)?;
     // Not into_0rtt: before the client's Finished, nobody is authenticated and nothing may be sent.
     let connection = tokio::time::timeout(timeout, connecting)
@@ -181,8 +186,14 @@ async fn handshake(
     match identity::purpose(&connection) {
         Ok(purpose) => Ok((connection, purpose)),
         Err(error) => {
-            connection.close(CloseCode::WrongKind.code().into(), error.to_string().as_bytes());
-            Err(Failure { refusal: HandshakeRefusal::WrongProtocol, why: error.to_string() })
+            connection.close(
+                CloseCode::WrongKind.code().into(),
+                error.to_string().as_bytes(),
+            );
+            Err(Failure {
+                refusal: HandshakeRefusal::WrongProtocol,
+                why: error.to_string(),
+            })
         }
     }
 }

@@ -7,8 +7,8 @@ use mesh_proto::close::CloseCode;
 use mesh_proto::name::NodeName;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{
-    AgentFrame, AgentHello, Answer, Draining, Open, Opened, ProxyFrame, ProxyHello, Refused,
-    Member, Members, Released, WireError,
+    AgentFrame, AgentHello, Answer, Draining, Member, Members, Open, Opened, ProxyFrame,
+    ProxyHello, Refused, Released, WireError,
 };
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 use rand::Rng as _;
@@ -105,7 +105,10 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
     registration.ending = converse(&shared, &connection, control, &registration).await;
     let ending = registration.ending;
     if ending == Ending::ProtocolError {
-        connection.close(CloseCode::ProtocolError.code().into(), b"protocol error on the control stream");
+        connection.close(
+            CloseCode::ProtocolError.code().into(),
+            b"protocol error on the control stream",
+        );
     }
     drop(registration);
     shared.session_ended(&agent);
@@ -135,13 +138,22 @@ async fn greet(
     agent: NodeName,
 ) -> Result<(Control, Registration), HelloError> {
     let (send, recv) = connection.accept_bi().await?;
-    let mut control = Control { send, recv, reader: FrameReader::default(), told: Vec::new() };
+    let mut control = Control {
+        send,
+        recv,
+        reader: FrameReader::default(),
+        told: Vec::new(),
+    };
     match control.reader.next::<Open>(&mut control.recv).await? {
         Open::Control(_) => {}
         Open::Dial(_) => return Err(HelloError::NotControl),
     }
-    let AgentFrame::Hello(AgentHello { instance, version, services, .. }) =
-        control.reader.next::<AgentFrame>(&mut control.recv).await?
+    let AgentFrame::Hello(AgentHello {
+        instance,
+        version,
+        services,
+        ..
+    }) = control.reader.next::<AgentFrame>(&mut control.recv).await?
     else {
         return Err(HelloError::NotHello);
     };
@@ -192,9 +204,16 @@ async fn converse(
         if !drain_told && matches!(*phase.borrow_and_update(), Phase::Draining) {
             drain_told = true;
             // The notice is over by now.
-            let left = shared.config.common.drain_deadline.saturating_sub(shared.config.drain_notice);
+            let left = shared
+                .config
+                .common
+                .drain_deadline
+                .saturating_sub(shared.config.drain_notice);
             let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-            let notice = ProxyFrame::Draining(Draining { deadline_ms, ext: Vec::new() });
+            let notice = ProxyFrame::Draining(Draining {
+                deadline_ms,
+                ext: Vec::new(),
+            });
             if send(&mut control.send, &notice).await.is_err() {
                 return broken(connection);
             }
@@ -273,7 +292,9 @@ fn members(shared: &Shared, members: Vec<Member>) -> ProxyFrame {
 
 /// The control stream is broken: with its connection, or by the agent alone.
 fn broken(connection: &Connection) -> Ending {
-    connection.close_reason().map_or(Ending::ProtocolError, |reason| Ending::of(&reason))
+    connection
+        .close_reason()
+        .map_or(Ending::ProtocolError, |reason| Ending::of(&reason))
 }
 
 async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {

@@ -126,7 +126,11 @@ impl ProxyMetrics {
             )?,
         )?;
         for path in Path::LABELS {
-            for result in Reason::ALL.iter().map(|reason| reason.as_str()).chain(["ok"]) {
+            for result in Reason::ALL
+                .iter()
+                .map(|reason| reason.as_str())
+                .chain(["ok"])
+            {
                 dials.with_label_values(&[path, result]);
             }
         }
@@ -200,7 +204,9 @@ impl ProxyMetrics {
     }
 
     pub(super) fn refused(&self, refusal: HandshakeRefusal) {
-        self.handshakes_refused.with_label_values(&[refusal.as_str()]).inc();
+        self.handshakes_refused
+            .with_label_values(&[refusal.as_str()])
+            .inc();
     }
 
     /// Counts a request of the `http` ingress.

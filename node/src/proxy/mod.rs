@@ -34,11 +34,11 @@ use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
 use crate::net::{Network, SystemNetwork};
-use crate::random::Random;
+use crate::quic::TunnelStream;
 use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::keys::{self, EndpointKeys, EndpointState, StateError};
 use crate::quic::stall::StallBudget;
-use crate::quic::TunnelStream;
+use crate::random::Random;
 use crate::tasks::Tasks;
 
 /// How long closing connections may tell the other side before the sockets go.
@@ -250,7 +250,12 @@ impl Proxy {
                     config: &shared.config.common.quic,
                     keys: &state.keys,
                 };
-                endpoint::listen(&endpoint_parts, address, &[ALPN_AGENT, ALPN_PEER, ALPN_USER], several)?
+                endpoint::listen(
+                    &endpoint_parts,
+                    address,
+                    &[ALPN_AGENT, ALPN_PEER, ALPN_USER],
+                    several,
+                )?
             };
             shared
                 .node_metrics
@@ -263,9 +268,15 @@ impl Proxy {
                 .map_err(|error| EndpointError::Bind { address, error })?;
             endpoints.push(bound.endpoint);
         }
-        shared.view.set_own_addresses(advertised(&shared.config.common.quic.advertise, address));
+        shared
+            .view
+            .set_own_addresses(advertised(&shared.config.common.quic.advertise, address));
         let mut listeners = Tasks::new("ingress");
-        let first = parts.shards.first().cloned().unwrap_or_else(Handle::current);
+        let first = parts
+            .shards
+            .first()
+            .cloned()
+            .unwrap_or_else(Handle::current);
         let ingress_addrs = ingress::start(&shared, &mut listeners, &first)?;
 
         let mut connections = Tasks::new("quic listener");
@@ -360,7 +371,10 @@ impl Proxy {
         };
         if streams_cut > 0 {
             self.shared.node_metrics.set_drain_deadline_passed();
-            self.shared.node_metrics.cut_at_drain_deadline.inc_by(streams_cut);
+            self.shared
+                .node_metrics
+                .cut_at_drain_deadline
+                .inc_by(streams_cut);
             tracing::warn!(
                 streams_cut,
                 "the drain deadline has passed: streams that were still open are cut; raise proxy.drain_deadline if they should have longer"
@@ -402,7 +416,8 @@ fn advertised(configured: &[String], bound: SocketAddr) -> Vec<String> {
 fn unix_seconds() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "the edge where wall time enters")]
     let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    now.duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// Dials the targets of one agent through a proxy in this process.

@@ -108,13 +108,21 @@ async fn keep(shared: Arc<Shared>, endpoint: Endpoint, address: String) {
         if error.is_end() || shared.cut.is_cancelled() {
             tracing::debug!(address, "the connection to a peer has ended: {what}");
         } else if what != said {
-            tracing::warn!(address, "no connection to a peer, and will go on trying: {what}");
+            tracing::warn!(
+                address,
+                "no connection to a peer, and will go on trying: {what}"
+            );
             said = what;
         }
-        let bound = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures)).min(BACKOFF_MAX);
+        let bound = BACKOFF_FIRST
+            .saturating_mul(2u32.saturating_pow(failures))
+            .min(BACKOFF_MAX);
         failures = failures.saturating_add(1);
         let wait = rng.random_range(Duration::ZERO..=bound);
-        shared.cut.run_until_cancelled(tokio::time::sleep(wait)).await;
+        shared
+            .cut
+            .run_until_cancelled(tokio::time::sleep(wait))
+            .await;
     }
 }
 
@@ -149,7 +157,9 @@ async fn dial(
         }
         Err(last)
     };
-    tokio::time::timeout(timeout, attempt).await.unwrap_or(Err(PeerError::Timeout(timeout)))
+    tokio::time::timeout(timeout, attempt)
+        .await
+        .unwrap_or(Err(PeerError::Timeout(timeout)))
 }
 
 async fn greet(shared: &Shared, connection: Connection) -> Result<Greeted, PeerError> {
@@ -163,7 +173,11 @@ async fn greet(shared: &Shared, connection: Connection) -> Result<Greeted, PeerE
         Answer::Refused(Refused { message, .. }) => return Err(PeerError::Refused(message)),
     }
     let peer = hello_of(shared, &connection, &mut reader, &mut recv).await?;
-    transport::admit(&connection, &shared.config.common.quic, transport::STREAMS_BEFORE_HELLO);
+    transport::admit(
+        &connection,
+        &shared.config.common.quic,
+        transport::STREAMS_BEFORE_HELLO,
+    );
     Ok((connection, Control { send, recv, reader }, peer))
 }
 
@@ -188,7 +202,11 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
 
 /// Tells the peer why; nothing when the connection is closed already.
 fn close(shared: &Shared, connection: &Connection, error: &PeerError) {
-    let code = if shared.cut.is_cancelled() { CloseCode::Draining } else { CloseCode::ProtocolError };
+    let code = if shared.cut.is_cancelled() {
+        CloseCode::Draining
+    } else {
+        CloseCode::ProtocolError
+    };
     connection.close(code.code().into(), error.to_string().as_bytes());
 }
 
@@ -200,19 +218,30 @@ async fn accept(
     let mut reader = FrameReader::default();
     match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) => return Err(PeerError::Protocol("its first stream is not a control stream")),
+        Open::Dial(_) => {
+            return Err(PeerError::Protocol(
+                "its first stream is not a control stream",
+            ));
+        }
     }
     let peer = hello_of(shared, connection, &mut reader, &mut recv).await?;
     let mut bytes = frames::encode(&Answer::Opened(Opened::default()))?;
     bytes.extend(frames::encode(&hello(shared)?)?);
     send.write_all(&bytes).await?;
-    transport::admit(connection, &shared.config.common.quic, transport::STREAMS_BEFORE_HELLO);
+    transport::admit(
+        connection,
+        &shared.config.common.quic,
+        transport::STREAMS_BEFORE_HELLO,
+    );
     Ok((Control { send, recv, reader }, peer))
 }
 
 fn hello(shared: &Shared) -> Result<PeerFrame, PeerError> {
     let member = shared.view.own().ok_or(PeerError::NotTaken)?;
-    Ok(PeerFrame::Hello(PeerHello { member, ext: Vec::new() }))
+    Ok(PeerFrame::Hello(PeerHello {
+        member,
+        ext: Vec::new(),
+    }))
 }
 
 async fn hello_of(
@@ -249,7 +278,9 @@ async fn converse(
     peer: PeerHello,
 ) -> PeerError {
     let name = peer.member.name.clone();
-    let Some(presence) = shared.view.connected(peer.member) else { return PeerError::NotTaken };
+    let Some(presence) = shared.view.connected(peer.member) else {
+        return PeerError::NotTaken;
+    };
     tracing::info!(peer = %name, remote = %connection.remote_address(), "connected to a peer");
     let error = speak(shared, connection, &mut control, &presence).await;
     drop(presence);
@@ -271,9 +302,16 @@ async fn speak(
         if own != told
             && let Some(member) = own.clone()
         {
-            let changed = PeerFrame::Changed(PeerChanged { member, ext: Vec::new() });
+            let changed = PeerFrame::Changed(PeerChanged {
+                member,
+                ext: Vec::new(),
+            });
             let written = match frames::encode(&changed) {
-                Ok(bytes) => control.send.write_all(&bytes).await.map_err(PeerError::from),
+                Ok(bytes) => control
+                    .send
+                    .write_all(&bytes)
+                    .await
+                    .map_err(PeerError::from),
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = written {

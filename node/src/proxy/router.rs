@@ -63,7 +63,10 @@ struct Refusal {
 
 impl Refusal {
     fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self {
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -81,7 +84,12 @@ pub(super) struct EarlyBytes<'a> {
 
 impl<'a> EarlyBytes<'a> {
     pub(super) fn of(socket: &'a mut dyn Socket) -> Self {
-        Self { socket, kept: Vec::new(), sent: 0, ended: false }
+        Self {
+            socket,
+            kept: Vec::new(),
+            sent: 0,
+            ended: false,
+        }
     }
 
     /// Reads what there is to read and sends it. Never completes but with an error of the stream.
@@ -123,11 +131,31 @@ pub(super) async fn dial(
 ) -> Result<TunnelStream, DialError> {
     let started = Instant::now();
     let (path, result) = route(shared, request, early).await;
-    shared.metrics.dial_duration.observe(started.elapsed().as_secs_f64());
-    shared.metrics.dialled(path, result.as_ref().map(|_| ()).map_err(|refusal| refusal.reason));
+    shared
+        .metrics
+        .dial_duration
+        .observe(started.elapsed().as_secs_f64());
+    shared.metrics.dialled(
+        path,
+        result
+            .as_ref()
+            .map(|_| ())
+            .map_err(|refusal| refusal.reason),
+    );
     result.map_err(|Refusal { reason, message }| {
-        log_dial(request, path, Some(reason), started, &StreamTotals::default());
-        DialError { agent: request.agent.clone(), target: request.target.clone(), reason, message }
+        log_dial(
+            request,
+            path,
+            Some(reason),
+            started,
+            &StreamTotals::default(),
+        );
+        DialError {
+            agent: request.agent.clone(),
+            target: request.target.clone(),
+            reason,
+            message,
+        }
     })
 }
 
@@ -199,10 +227,15 @@ async fn open(
     early: Option<&mut EarlyBytes<'_>>,
 ) -> Result<TunnelStream, Refusal> {
     let credit_until = until.min(Instant::now() + STREAM_CREDIT_WAIT);
-    let (send, mut recv) = match tokio::time::timeout_at(credit_until, session.connection.open_bi()).await {
+    let (send, mut recv) = match tokio::time::timeout_at(credit_until, session.connection.open_bi())
+        .await
+    {
         Ok(Ok(halves)) => halves,
         Ok(Err(error)) => {
-            return Err(Refusal::new(Reason::Lost, format!("the agent's connection was lost: {error}")));
+            return Err(Refusal::new(
+                Reason::Lost,
+                format!("the agent's connection was lost: {error}"),
+            ));
         }
         Err(_) => {
             let message = "the agent has as many streams open as it takes (its quic.streams_max)";
@@ -212,7 +245,8 @@ async fn open(
     let meter = StreamMeter::open(&shared.node_metrics);
     let mut send = TunnelSend::new(send, meter);
 
-    let asked = tokio::time::timeout_at(until, ask(&mut send, &mut recv, request, until, early)).await;
+    let asked =
+        tokio::time::timeout_at(until, ask(&mut send, &mut recv, request, until, early)).await;
     match asked {
         Ok(Ok(())) => {}
         Ok(Err(refusal)) => return Err(refusal),
@@ -222,11 +256,17 @@ async fn open(
             return Err(Refusal::new(Reason::Timeout, message));
         }
     }
-    shared.node_metrics.rtt.observe(session.connection.rtt().as_secs_f64());
+    shared
+        .node_metrics
+        .rtt
+        .observe(session.connection.rtt().as_secs_f64());
     session.count_lost_packets(&shared.metrics);
     let recv = TunnelRecv::new(recv, send.meter().clone(), &shared.budget);
     send.meter().on_end(log_at_end(request));
-    Ok(TunnelStream { home: Some(session.runtime.clone()), ..TunnelStream::of(send, recv) })
+    Ok(TunnelStream {
+        home: Some(session.runtime.clone()),
+        ..TunnelStream::of(send, recv)
+    })
 }
 
 async fn ask(
@@ -254,7 +294,10 @@ async fn ask(
             "the agent ended the stream before it had answered; it may be restarting",
         ),
         StreamError::ConnectionLost(_) | StreamError::Stalled | StreamError::Closed => {
-            Refusal::new(Reason::Lost, format!("the agent was lost before it had answered: {error}"))
+            Refusal::new(
+                Reason::Lost,
+                format!("the agent was lost before it had answered: {error}"),
+            )
         }
     };
     send.write_frame(&open).await.map_err(lost)?;
@@ -285,17 +328,19 @@ async fn ask(
             Some(early) => early.send_kept(send).await.map_err(lost),
             None => Ok(()),
         },
-        Ok(Answer::Refused(refused)) => {
-            Err(Refusal { reason: refused.reason, message: refused.message })
-        }
+        Ok(Answer::Refused(refused)) => Err(Refusal {
+            reason: refused.reason,
+            message: refused.message,
+        }),
         Err(FrameError::Read(error)) => Err(lost(error.into())),
         Err(FrameError::Ended | FrameError::Truncated) => Err(Refusal::new(
             Reason::Lost,
             "the agent ended the stream before it had answered; it may be restarting",
         )),
-        Err(FrameError::Wire(error)) => {
-            Err(Refusal::new(Reason::Internal, format!("the agent's answer is malformed: {error}")))
-        }
+        Err(FrameError::Wire(error)) => Err(Refusal::new(
+            Reason::Internal,
+            format!("the agent's answer is malformed: {error}"),
+        )),
     }
 }
 

@@ -106,7 +106,10 @@ impl Session {
     /// The services that the agent announced.
     #[must_use]
     pub fn services(&self) -> Vec<Service> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.services
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn set_services(&self, services: Vec<Service>) {
@@ -179,21 +182,34 @@ impl Sessions {
             .or_default()
             .push(session.clone());
         self.metrics.agents.inc();
-        Registration { sessions: self.clone(), session, ending: Ending::TransportError }
+        Registration {
+            sessions: self.clone(),
+            session,
+            ending: Ending::TransportError,
+        }
     }
 
     /// The sessions through which an agent can be dialled, newest first.
     pub(super) fn live(&self, agent: &NodeName) -> Vec<Arc<Session>> {
         let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(sessions) = by_agent.get(agent) else { return Vec::new() };
-        sessions.iter().rev().filter(|session| session.is_live()).cloned().collect()
+        let Some(sessions) = by_agent.get(agent) else {
+            return Vec::new();
+        };
+        sessions
+            .iter()
+            .rev()
+            .filter(|session| session.is_live())
+            .cloned()
+            .collect()
     }
 
     /// Whether the agent is connected and about to leave.
     pub(super) fn is_leaving(&self, agent: &NodeName) -> bool {
         let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
         let leaves = |session: &Arc<Session>| session.leaving.load(Ordering::Acquire);
-        by_agent.get(agent).is_some_and(|sessions| sessions.iter().any(leaves))
+        by_agent
+            .get(agent)
+            .is_some_and(|sessions| sessions.iter().any(leaves))
     }
 
     /// All sessions, by name and then oldest first.
@@ -222,7 +238,11 @@ pub(super) struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut by_agent = self.sessions.by_agent.write().unwrap_or_else(PoisonError::into_inner);
+        let mut by_agent = self
+            .sessions
+            .by_agent
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(of_agent) = by_agent.get_mut(&self.session.agent) {
             of_agent.retain(|session| session.id != self.session.id);
             if of_agent.is_empty() {

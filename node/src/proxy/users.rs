@@ -10,8 +10,8 @@ use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{Answer, Open, Opened, Refused, WireError};
 use quinn::{Connection, RecvStream, SendStream};
 
-use super::router::{self, DialRequest};
 use super::Shared;
+use super::router::{self, DialRequest};
 use crate::forward;
 use crate::metrics::StreamMeter;
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -54,19 +54,28 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
     let mut reader = FrameReader::default();
     let asked = match tokio::time::timeout(timeout, reader.next::<Open>(&mut recv)).await {
         Ok(Ok(Open::Dial(dial))) => Ok(dial),
-        Ok(Ok(Open::Control(_))) => {
-            Err(Refused::new(Reason::Unsupported, "a user has no control stream"))
-        }
+        Ok(Ok(Open::Control(_))) => Err(Refused::new(
+            Reason::Unsupported,
+            "a user has no control stream",
+        )),
         Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
             Reason::Unsupported,
-            &format!("this proxy does not know that request ({error}); it may be older than the user's program"),
+            &format!(
+                "this proxy does not know that request ({error}); it may be older than the user's program"
+            ),
         )),
         Ok(Err(FrameError::Wire(error))) => {
             tracing::info!(%user, %error, "a user sent a malformed request");
-            Err(Refused::new(Reason::Internal, &format!("the request is malformed: {error}")))
+            Err(Refused::new(
+                Reason::Internal,
+                &format!("the request is malformed: {error}"),
+            ))
         }
         Ok(Err(FrameError::Ended | FrameError::Truncated | FrameError::Read(_))) => return,
-        Err(_) => Err(Refused::new(Reason::Timeout, "no request came on the stream")),
+        Err(_) => Err(Refused::new(
+            Reason::Timeout,
+            "no request came on the stream",
+        )),
     };
     let opened = match asked {
         Ok(dial) => {
@@ -86,7 +95,9 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
     };
     match opened {
         Ok(tunnel) => {
-            let Ok(answer) = frames::encode(&Answer::Opened(Opened::default())) else { return };
+            let Ok(answer) = frames::encode(&Answer::Opened(Opened::default())) else {
+                return;
+            };
             if send.write_frame(&answer).await.is_err() {
                 return;
             }

@@ -40,7 +40,11 @@ impl View {
     /// Knows of this proxy alone.
     pub(super) fn new(own: Member) -> Self {
         let name = own.name.clone();
-        let known = Known { member: own, connections: 1, gone_since: None };
+        let known = Known {
+            member: own,
+            connections: 1,
+            gone_since: None,
+        };
         Self {
             own: name.clone(),
             members: Mutex::new(BTreeMap::from([(name, known)])),
@@ -105,7 +109,14 @@ impl View {
             }
             None if full => return None,
             None => {
-                members.insert(name.clone(), Known { member, connections: 1, gone_since: None });
+                members.insert(
+                    name.clone(),
+                    Known {
+                        member,
+                        connections: 1,
+                        gone_since: None,
+                    },
+                );
             }
         }
         drop(members);
@@ -133,7 +144,9 @@ impl Presence<'_> {
     /// It tells something new of itself; `false` when that is of another name or an older start.
     pub(super) fn update(&self, member: Member) -> bool {
         let mut members = self.view.lock();
-        let Some(known) = members.get_mut(&self.name) else { return false };
+        let Some(known) = members.get_mut(&self.name) else {
+            return false;
+        };
         if member.name != self.name || member.epoch < known.member.epoch {
             return false;
         }
@@ -149,7 +162,9 @@ impl Presence<'_> {
 impl Drop for Presence<'_> {
     fn drop(&mut self) {
         let mut members = self.view.lock();
-        let Some(known) = members.get_mut(&self.name) else { return };
+        let Some(known) = members.get_mut(&self.name) else {
+            return;
+        };
         known.connections -= 1;
         if known.connections > 0 {
             return;
@@ -187,7 +202,10 @@ mod tests {
     }
 
     fn states(view: &View) -> Vec<(String, MemberState)> {
-        view.members().into_iter().map(|member| (member.name.to_string(), member.state)).collect()
+        view.members()
+            .into_iter()
+            .map(|member| (member.name.to_string(), member.state))
+            .collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -202,7 +220,10 @@ mod tests {
         let back = view.connected(member("b", 2)).unwrap();
         assert!(view.connected(member("b", 1)).is_none(), "an older start");
         assert!(!back.update(member("c", 2)), "another's name");
-        assert!(back.update(Member { state: MemberState::Draining, ..member("b", 2) }));
+        assert!(back.update(Member {
+            state: MemberState::Draining,
+            ..member("b", 2)
+        }));
         drop(back);
         assert_eq!(states(&view)[1].1, MemberState::Left);
         tokio::time::advance(GONE_FOR).await;

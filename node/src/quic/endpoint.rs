@@ -43,13 +43,17 @@ pub enum EndpointError {
         error: io::Error,
     },
     /// The socket of an outgoing connection.
-    #[error("cannot open a UDP socket to dial from: {0}; is the limit of open files (ulimit -n) reached?")]
+    #[error(
+        "cannot open a UDP socket to dial from: {0}; is the limit of open files (ulimit -n) reached?"
+    )]
     Socket(io::Error),
     /// The TLS configuration.
     #[error("cannot use the node's certificate for TLS: {0}")]
     Tls(#[from] certs::TlsError),
     /// The TLS configuration has no cipher suite that QUIC needs for its first packets.
-    #[error("the TLS provider lacks TLS13_AES_128_GCM_SHA256, which QUIC needs (RFC 9001, section 5)")]
+    #[error(
+        "the TLS provider lacks TLS13_AES_128_GCM_SHA256, which QUIC needs (RFC 9001, section 5)"
+    )]
     NoInitialCipherSuite,
 }
 
@@ -88,12 +92,17 @@ pub fn listen(
     alpn: &[&[u8]],
     shared: bool,
 ) -> Result<BoundEndpoint, EndpointError> {
-    let EndpointParts { credentials, config, keys, .. } = *parts;
+    let EndpointParts {
+        credentials,
+        config,
+        keys,
+        ..
+    } = *parts;
     let tls = certs::proxy_server_config(credentials, alpn, certs::system_time())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
-    let token_key = aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[])
-        .extract(&keys.token);
+    let token_key =
+        aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
     let mut server = quinn::ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
     server
         .transport_config(Arc::new(transport(config)))
@@ -168,12 +177,21 @@ fn bind(
     address: SocketAddr,
     shared: bool,
 ) -> Result<BoundEndpoint, EndpointError> {
-    let EndpointParts { network, random, config, keys, .. } = *parts;
+    let EndpointParts {
+        network,
+        random,
+        config,
+        keys,
+        ..
+    } = *parts;
     let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     let (connection_id_key, ids_random) = (keys.connection_id, random.clone());
     endpoint.cid_generator(move || {
-        Box::new(SignedConnectionIds::new(connection_id_key, ids_random.generator()))
+        Box::new(SignedConnectionIds::new(
+            connection_id_key,
+            ids_random.generator(),
+        ))
     });
     endpoint.rng_seed(Some(random.bytes()));
     endpoint.min_reset_interval(RESET_INTERVAL_MIN);
@@ -182,7 +200,11 @@ fn bind(
     let _ = endpoint.max_udp_payload_size(config.mtu_max);
     let listens = server.is_some();
     let bind_error = |error| {
-        if listens { EndpointError::Bind { address, error } } else { EndpointError::Socket(error) }
+        if listens {
+            EndpointError::Bind { address, error }
+        } else {
+            EndpointError::Socket(error)
+        }
     };
     let binding = network.bind_udp(address, shared).map_err(bind_error)?;
     let endpoint = quinn::Endpoint::new_with_abstract_socket(
@@ -192,5 +214,8 @@ fn bind(
         network.quic_runtime(),
     )
     .map_err(bind_error)?;
-    Ok(BoundEndpoint { endpoint, receive_buffer_bytes: binding.receive_buffer_bytes })
+    Ok(BoundEndpoint {
+        endpoint,
+        receive_buffer_bytes: binding.receive_buffer_bytes,
+    })
 }

@@ -41,7 +41,11 @@ impl EndpointKeys {
     }
 
     fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
-        let mut keys = Self { reset: [0; 64], connection_id: 0, token: [0; 64] };
+        let mut keys = Self {
+            reset: [0; 64],
+            connection_id: 0,
+            token: [0; 64],
+        };
         keys.reset.copy_from_slice(&bytes[..64]);
         let mut id = [0; 8];
         id.copy_from_slice(&bytes[64..72]);
@@ -74,7 +78,9 @@ pub struct EndpointState {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A file or the directory could not be read or written.
-    #[error("cannot use {path} in proxy.state_dir: {error}; let the user of this process own the directory")]
+    #[error(
+        "cannot use {path} in proxy.state_dir: {error}; let the user of this process own the directory"
+    )]
     Io {
         /// Which.
         path: PathBuf,
@@ -82,13 +88,17 @@ pub enum StateError {
         error: io::Error,
     },
     /// Another process uses it.
-    #[error("another process uses {path}, which is proxy.state_dir: is this proxy running already? Give each proxy a directory of its own")]
+    #[error(
+        "another process uses {path}, which is proxy.state_dir: is this proxy running already? Give each proxy a directory of its own"
+    )]
     InUse {
         /// The directory.
         path: PathBuf,
     },
     /// A file holds something else than this program wrote.
-    #[error("{path} is damaged ({why}); remove it: agents then take up to the idle timeout to notice this one restart")]
+    #[error(
+        "{path} is damaged ({why}); remove it: agents then take up to the idle timeout to notice this one restart"
+    )]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -108,7 +118,11 @@ pub fn load(dir: &Path, rng: &mut dyn RngCore) -> Result<EndpointState, StateErr
         move |error| StateError::Io { path, error }
     };
     if !dir.exists() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(io_error(dir))?;
     }
     let lock_path = dir.join("lock");
     let lock = fs::OpenOptions::new()
@@ -121,20 +135,28 @@ pub fn load(dir: &Path, rng: &mut dyn RngCore) -> Result<EndpointState, StateErr
     match lock.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
-            return Err(StateError::InUse { path: dir.to_owned() });
+            return Err(StateError::InUse {
+                path: dir.to_owned(),
+            });
         }
         Err(fs::TryLockError::Error(error)) => {
-            return Err(StateError::Io { path: lock_path, error });
+            return Err(StateError::Io {
+                path: lock_path,
+                error,
+            });
         }
     }
     let keys_path = dir.join("quic.key");
     let keys = match fs::read(&keys_path) {
         Ok(bytes) => {
             let bytes: &[u8; EndpointKeys::LEN] =
-                bytes.as_slice().try_into().map_err(|_| StateError::Damaged {
-                    path: keys_path.clone(),
-                    why: "not 136 bytes long",
-                })?;
+                bytes
+                    .as_slice()
+                    .try_into()
+                    .map_err(|_| StateError::Damaged {
+                        path: keys_path.clone(),
+                        why: "not 136 bytes long",
+                    })?;
             EndpointKeys::from_bytes(bytes)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -142,21 +164,38 @@ pub fn load(dir: &Path, rng: &mut dyn RngCore) -> Result<EndpointState, StateErr
             replace(&keys_path, &keys.to_bytes()).map_err(io_error(&keys_path))?;
             keys
         }
-        Err(error) => return Err(StateError::Io { path: keys_path, error }),
+        Err(error) => {
+            return Err(StateError::Io {
+                path: keys_path,
+                error,
+            });
+        }
     };
 
     let epoch_path = dir.join("epoch");
     let former = match fs::read_to_string(&epoch_path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|_| StateError::Damaged {
-            path: epoch_path.clone(),
-            why: "not a number",
-        })?,
+        Ok(text) => text
+            .trim()
+            .parse::<u64>()
+            .map_err(|_| StateError::Damaged {
+                path: epoch_path.clone(),
+                why: "not a number",
+            })?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(StateError::Io { path: epoch_path, error }),
+        Err(error) => {
+            return Err(StateError::Io {
+                path: epoch_path,
+                error,
+            });
+        }
     };
     let epoch = former.saturating_add(1);
     replace(&epoch_path, format!("{epoch}\n").as_bytes()).map_err(io_error(&epoch_path))?;
-    Ok(EndpointState { epoch, keys, lock: Some(Arc::new(lock)) })
+    Ok(EndpointState {
+        epoch,
+        keys,
+        lock: Some(Arc::new(lock)),
+    })
 }
 
 /// Writes a file whole or not at all: a crash leaves the former content.
@@ -192,7 +231,10 @@ mod tests {
         assert!(error.contains("another process uses"), "{error}");
         let EndpointState { lock, .. } = first.clone();
         drop(lock);
-        let first = EndpointState { lock: None, ..first };
+        let first = EndpointState {
+            lock: None,
+            ..first
+        };
         let second = load(&dir, &mut rand::rng()).unwrap();
         assert_eq!((first.epoch, second.epoch), (1, 2));
         assert_eq!(first.keys.to_bytes(), second.keys.to_bytes());
@@ -205,11 +247,17 @@ mod tests {
         fs::write(dir.path().join("epoch"), "seven").unwrap();
         let error = load(dir.path(), &mut rand::rng()).unwrap_err().to_string();
         assert!(error.contains("epoch is damaged (not a number)"), "{error}");
-        assert_eq!(fs::read_to_string(dir.path().join("epoch")).unwrap(), "seven");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("epoch")).unwrap(),
+            "seven"
+        );
 
         fs::write(dir.path().join("quic.key"), "short").unwrap();
         let error = load(dir.path(), &mut rand::rng()).unwrap_err().to_string();
-        assert!(error.contains("quic.key is damaged (not 136 bytes long)"), "{error}");
+        assert!(
+            error.contains("quic.key is damaged (not 136 bytes long)"),
+            "{error}"
+        );
     }
 
     #[test]

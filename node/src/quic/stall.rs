@@ -45,7 +45,8 @@ impl RecvSlot {
     }
 
     pub(super) fn mark_holding(&self) {
-        self.held_since.store(self.budget.looks.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.held_since
+            .store(self.budget.looks.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     pub(super) fn mark_waiting(&self) {
@@ -161,8 +162,12 @@ impl StallBudget {
     fn look(&self) {
         let now = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
         // Collected whole before any is dropped: dropping the last holder of a slot takes the lock.
-        let open: Vec<Arc<RecvSlot>> =
-            self.slots().by_id.values().filter_map(Weak::upgrade).collect();
+        let open: Vec<Arc<RecvSlot>> = self
+            .slots()
+            .by_id
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect();
         let mut stalled: Vec<(u64, Arc<RecvSlot>)> = open
             .into_iter()
             .filter_map(|slot| {
@@ -174,7 +179,11 @@ impl StallBudget {
             .collect();
         let allowed = usize::try_from(self.buffer_bytes_max / self.stream_window_bytes.max(1))
             .unwrap_or(usize::MAX);
-        let Some(excess) = stalled.len().checked_sub(allowed).filter(|excess| *excess > 0) else {
+        let Some(excess) = stalled
+            .len()
+            .checked_sub(allowed)
+            .filter(|excess| *excess > 0)
+        else {
             return;
         };
         stalled.sort_by_key(|(since, slot)| (*since, slot.id));

@@ -96,13 +96,20 @@ impl TunnelStream {
         meter: Arc<StreamMeter>,
         budget: &Arc<StallBudget>,
     ) -> Self {
-        Self::of(TunnelSend::new(send, meter.clone()), TunnelRecv::new(recv, meter, budget))
+        Self::of(
+            TunnelSend::new(send, meter.clone()),
+            TunnelRecv::new(recv, meter, budget),
+        )
     }
 
     /// Joins two halves.
     #[must_use]
     pub fn of(send: TunnelSend, recv: TunnelRecv) -> Self {
-        Self { send, recv, home: None }
+        Self {
+            send,
+            recv,
+            home: None,
+        }
     }
 
     /// What this stream has carried.
@@ -126,7 +133,12 @@ impl TunnelSend {
     /// Wraps the sending half of a stream.
     #[must_use]
     pub fn new(stream: SendStream, meter: Arc<StreamMeter>) -> Self {
-        Self { stream, finished: false, blocked_since: None, meter }
+        Self {
+            stream,
+            finished: false,
+            blocked_since: None,
+            meter,
+        }
     }
 
     /// Sends bytes of the protocol, which do not count as payload.
@@ -155,7 +167,8 @@ impl TunnelSend {
         cx: &mut Context<'_>,
         chunk: &mut Bytes,
     ) -> Poll<Result<(), StreamError>> {
-        self.poll_write_chunks(cx, std::slice::from_mut(chunk)).map_ok(|_| ())
+        self.poll_write_chunks(cx, std::slice::from_mut(chunk))
+            .map_ok(|_| ())
     }
 
     /// Hands over what fits, and leaves the rest in `chunks`: how many of them went whole.
@@ -234,7 +247,10 @@ impl TunnelRecv {
     /// Wraps the receiving half of a stream.
     #[must_use]
     pub fn new(stream: RecvStream, meter: Arc<StreamMeter>, budget: &Arc<StallBudget>) -> Self {
-        Self { slot: budget.watch(stream), meter }
+        Self {
+            slot: budget.watch(stream),
+            meter,
+        }
     }
 
     /// The next chunks as they arrived, none copied, in order: how many of `chunks` were filled;
@@ -242,7 +258,10 @@ impl TunnelRecv {
     ///
     /// # Errors
     /// [`StreamError`].
-    pub async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, StreamError> {
+    pub async fn read_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+    ) -> Result<Option<usize>, StreamError> {
         poll_fn(|cx| self.poll_read_chunks(cx, chunks)).await
     }
 
@@ -265,7 +284,8 @@ impl TunnelRecv {
             }
             Poll::Ready(Ok(Some(filled))) => {
                 self.slot.mark_holding();
-                self.meter.add_received(chunks[..filled].iter().map(Bytes::len).sum());
+                self.meter
+                    .add_received(chunks[..filled].iter().map(Bytes::len).sum());
                 Poll::Ready(Ok(Some(filled)))
             }
             Poll::Ready(Ok(None)) => {

@@ -1,6 +1,7 @@
 //! Transport limits: what one connection may hold, and when it is given up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
@@ -30,12 +31,19 @@ pub fn transport(config: &QuicConfig) -> TransportConfig {
         .send_window(stream_window * SEND_WINDOWS)
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(config.keepalive))
-        .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout).ok())
+        .max_idle_timeout(IdleTimeout::try_from(silence(config)).ok())
         .congestion_controller_factory(controller(config.congestion));
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(config.mtu_max);
     transport.mtu_discovery_config(Some(discovery));
     transport
+}
+
+/// QUIC's own idle timeout. It starts anew with the first packet sent after one was received (RFC
+/// 9000, section 10.1), which is a keepalive: so it is shorter by one, and a side that has fallen
+/// silent is noticed within `idle_timeout`.
+fn silence(config: &QuicConfig) -> Duration {
+    config.idle_timeout.saturating_sub(config.keepalive)
 }
 
 fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
@@ -58,7 +66,8 @@ pub fn connection_window_bytes(config: &QuicConfig) -> u64 {
     // One window more than the stalled streams can fill, so that a fresh stream always has room;
     // and quinn announces credit when an eighth of the whole was read: the fresh stream must be
     // able to read that much before it runs out.
-    let usable = u64::from(config.stream_window_bytes) * (u64::from(config.stalled_streams_max) + 1);
+    let usable =
+        u64::from(config.stream_window_bytes) * (u64::from(config.stalled_streams_max) + 1);
     (usable * 8).div_ceil(7)
 }
 
@@ -73,8 +82,7 @@ mod tests {
     #[test]
     fn connection_window_exceeds_what_stalled_streams_hold() {
         let config = QuicConfig::default();
-        let stalled =
-            u64::from(config.stream_window_bytes) * u64::from(config.stalled_streams_max);
+        let stalled = u64::from(config.stream_window_bytes) * u64::from(config.stalled_streams_max);
         let window = connection_window_bytes(&config);
         assert!(window - window / 8 > stalled);
     }

@@ -227,8 +227,11 @@ impl World {
             let host = self.net.add_host(&name);
             let address = SocketAddr::new(self.net.ip(host), QUIC_PORT).to_string();
             config.common.quic.advertise = vec![address];
-            config.peers =
-                self.proxies.iter().map(|proxy| self.quic_addr(*proxy).to_string()).collect();
+            config.peers = self
+                .proxies
+                .iter()
+                .map(|proxy| self.quic_addr(*proxy).to_string())
+                .collect();
             let mut plan = ProxyPlan {
                 config,
                 hooks: Hooks::default(),

@@ -102,7 +102,7 @@ async fn a_target_that_breaks_off_cuts_the_response() -> Result {
         ),
     ] {
         let target = Service::start(move |mut stream, _| async move {
-            stream.read(&mut [0; 4096]).await?;
+            let _ = stream.read(&mut [0; 4096]).await?;
             stream.write_all(answer.as_bytes()).await?;
             if reset {
                 // Else the reset could overtake the bytes.

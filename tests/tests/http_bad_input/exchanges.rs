@@ -33,7 +33,7 @@ async fn trailers_go_both_ways() -> Result {
                   4\r\nback\r\n0\r\nX-Back: 9\r\n\r\n",
             )
             .await?;
-        stream.read(&mut buffer).await?;
+        let _ = stream.read(&mut buffer).await?;
         Ok(())
     })
     .await?;

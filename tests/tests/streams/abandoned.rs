@@ -16,10 +16,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Handle;
 
-use crate::support::{body, endless, streams_open};
+use crate::support::{body, deaf, endless, streams_open};
 
-/// Clients that vanish altogether, and at one time: each has four sockets in this process.
+/// Clients that vanish altogether.
 const CLIENTS: usize = 1000;
+/// Clients at one time: each has four sockets in this process, with their buffers.
 const AT_ONCE: usize = 125;
 
 /// What must return to where it was.
@@ -98,7 +99,7 @@ async fn reset_reaches_the_other_end() -> Result {
         let mut streams = Vec::new();
         for client in 0..AT_ONCE {
             match client % 4 {
-                // A third of the users is behind TLS-less TCP, and resets or ends on its way out.
+                // Some have ended their own direction before.
                 0 | 1 => {
                     let mut socket = connect(tcp).await?;
                     socket.write_all(b"GET ").await?;
@@ -145,7 +146,7 @@ async fn reset_reaches_the_other_end() -> Result {
 /// after they have ended their own direction.
 #[tokio::test]
 async fn silent_streams_are_given_up_too() -> Result {
-    let silent = Service::silent().await?;
+    let silent = deaf().await?;
     let pair = Pair::start(&[silent.rule()], vec![tcp_ingress("a1", &silent.rule())?]).await?;
     let ingress = pair.proxy.ingress(0)?;
     let before = Held::now(&pair, &silent);
@@ -170,7 +171,7 @@ async fn silent_streams_are_given_up_too() -> Result {
 /// that could tell it that nobody listens any more.
 #[tokio::test]
 async fn stopped_stream_of_a_user_is_given_up() -> Result {
-    let (silent, endless) = (Service::silent().await?, endless().await?);
+    let (silent, endless) = (deaf().await?, endless().await?);
     let pair = Pair::start(&[silent.rule(), endless.rule()], Vec::new()).await?;
     let alice = pair.pki.issue(Kind::User, "alice")?;
     let user = quic::connect(pair.proxy.quic_addr()?, &alice, ALPN_USER).await?;

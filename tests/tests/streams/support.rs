@@ -12,6 +12,7 @@ use node::app::Parts;
 use node::config::{AgentConfig, ProxyConfig};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+    Interest,
 };
 
 /// MiB in bytes.
@@ -130,6 +131,11 @@ pub(crate) async fn endless() -> Result<Service> {
         }
     })
     .await
+}
+
+/// Neither reads nor writes, and goes when its connection breaks.
+pub(crate) async fn deaf() -> Result<Service> {
+    Service::start(|stream, _| async move { stream.ready(Interest::ERROR).await.map(drop) }).await
 }
 
 /// Answers each request of a connection with what `page` makes of the connection's number.

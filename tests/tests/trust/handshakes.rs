@@ -35,6 +35,17 @@ fn keyed(certificate: &Minted, key: &Minted) -> Result<Minted> {
     Ok(Arc::new(SingleCertAndKey::from(pair)))
 }
 
+/// What it is, whose certificate, which protocols; as what it counts, at which level it is logged,
+/// and a word of the line.
+type Case = (
+    &'static str,
+    Option<Arc<dyn ResolvesClientCert>>,
+    &'static [&'static [u8]],
+    &'static str,
+    &'static str,
+    &'static str,
+);
+
 /// Whoever may not connect is refused, told so, counted and logged once, with what to look at.
 #[tokio::test]
 async fn refused_handshakes_say_why() -> Result {
@@ -58,8 +69,7 @@ async fn refused_handshakes_say_why() -> Result {
     let stolen = keyed(&pki.mint(&[&m1], &[])?, &pki.mint(&[&m1], &[])?)?;
     let server_only = pki.mint_server(&[&m1], &[SERVER_NAME])?;
 
-    // (what, whose certificate, protocols, counted as, level, the log line says)
-    let cases: Vec<(&str, Option<_>, &[&[u8]], &str, &str, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (
             "no certificate",
             None,

@@ -16,6 +16,14 @@ use node::proxy::DialerError;
 
 use crate::support::{CLUSTER, dial};
 
+/// A name, what it resolves to, a port; and the address that must be dialled, or the refusal.
+type Case<'a> = (
+    &'a str,
+    &'a [&'a str],
+    u16,
+    std::result::Result<&'a str, Reason>,
+);
+
 /// What is asked of an agent is looked up once, every address is checked against the agent's own
 /// list, and exactly the checked one is dialled.
 #[tokio::test]
@@ -134,7 +142,7 @@ async fn arbitrary_address_refused() -> Result {
 
     // Names: what they resolve to, which port, and what must be dialled.
     let here = format!("127.0.0.1:{port}");
-    let cases: &[(&str, &[&str], u16, std::result::Result<&str, Reason>)] = &[
+    let cases: &[Case<'_>] = &[
         // A name that no rule permits is judged by its addresses alone.
         ("plain.example.com", &["127.0.0.1"], port, Ok(&here)),
         (

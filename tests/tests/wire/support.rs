@@ -143,23 +143,23 @@ pub(crate) async fn session(
         Answer::Opened(_) => {}
         Answer::Refused(refused) => bail!("{}: {}", refused.reason, refused.message),
     }
-    match quic::read::<ProxyFrame>(&mut recv).await? {
-        ProxyFrame::Hello(hello) => ensure!(hello.name.as_str() == "proxy-1", "{hello:?}"),
-        other => bail!("{other:?}"),
-    }
+    let frame = quic::read::<ProxyFrame>(&mut recv).await?;
+    let ProxyFrame::Hello(hello) = frame else {
+        bail!("{frame:?}")
+    };
+    ensure!(hello.name.as_str() == "proxy-1", "{hello:?}");
     Ok(Session { raw, send, recv })
 }
 
 /// The code and the text with which the other side has closed a connection.
 pub(crate) async fn closed(connection: &quinn::Connection) -> Result<(u64, String)> {
     let closed = tokio::time::timeout(probe::PATIENCE, connection.closed()).await;
-    match closed.context("the connection was not closed")? {
-        ConnectionError::ApplicationClosed(close) => {
-            let why = String::from_utf8_lossy(&close.reason).into_owned();
-            Ok((close.error_code.into_inner(), why))
-        }
-        other => bail!("it ended otherwise: {other}"),
-    }
+    let closed = closed.context("the connection was not closed")?;
+    let ConnectionError::ApplicationClosed(close) = closed else {
+        bail!("it ended otherwise: {closed}")
+    };
+    let why = String::from_utf8_lossy(&close.reason).into_owned();
+    Ok((close.error_code.into_inner(), why))
 }
 
 /// Waits until a counter of the proxy is up by one since `before`.

@@ -54,11 +54,19 @@ pub(super) fn start(
     // All are bound before one is served, so that a port in use leaves nothing running.
     let mut bound = Vec::new();
     for (index, config) in shared.config.ingresses.iter().enumerate() {
-        let bind_error = |error| IngressError::Bind { index, address: config.listen, error };
+        let bind_error = |error| IngressError::Bind {
+            index,
+            address: config.listen,
+            error,
+        };
         let listener = shared.network.listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let tls = tls::acceptor(config, &shared.config.common.credentials)
-            .map_err(|why| IngressError::Tls { address: config.listen, why })?;
+        let tls = tls::acceptor(config, &shared.config.common.credentials).map_err(|why| {
+            IngressError::Tls {
+                address: config.listen,
+                why,
+            }
+        })?;
         bound.push((config, listener, address, tls));
     }
     let mut addresses = Vec::new();
@@ -70,11 +78,19 @@ pub(super) fn start(
                 .with_label_values(&[&format!("ingress:{}", config.listen)])
                 .set(tls.not_after);
         }
-        let ingress = Ingress { config: config.clone(), address, tls };
+        let ingress = Ingress {
+            config: config.clone(),
+            address,
+            tls,
+        };
         match &config.kind {
             IngressKind::Http { .. } => {
-                let server = http::Server::new(shared.clone(), ingress.clone())
-                    .map_err(|why| IngressError::Tls { address: config.listen, why })?;
+                let server = http::Server::new(shared.clone(), ingress.clone()).map_err(|why| {
+                    IngressError::Tls {
+                        address: config.listen,
+                        why,
+                    }
+                })?;
                 tasks.spawn_on(
                     serve(shared.clone(), listener, ingress, Arc::new(server)),
                     runtime,
@@ -130,7 +146,12 @@ async fn serve<S: ServeConnection>(
     let mut background = Tasks::new("ingress background");
     background.spawn(server.clone().background());
     let mut phase = shared.phase.subscribe();
-    let draining = async { phase.wait_for(|phase| *phase == Phase::Draining).await.map(drop) };
+    let draining = async {
+        phase
+            .wait_for(|phase| *phase == Phase::Draining)
+            .await
+            .map(drop)
+    };
     tokio::pin!(draining);
     loop {
         let accepted = tokio::select! {

@@ -28,7 +28,12 @@ impl Server {
         agent: AgentRef,
         target: Target,
     ) -> Self {
-        Self { shared, ingress, agent, target }
+        Self {
+            shared,
+            ingress,
+            agent,
+            target,
+        }
     }
 }
 
@@ -93,7 +98,9 @@ impl ServeConnection for Server {
         };
         let early = EarlyBytes::of(&mut *socket);
         let dialled = router::dial(&self.shared, &request, Some(early)).await;
-        self.shared.metrics.tcp_connection(dialled.as_ref().map(drop).map_err(|error| error.reason));
+        self.shared
+            .metrics
+            .tcp_connection(dialled.as_ref().map(drop).map_err(|error| error.reason));
         match dialled {
             Ok(tunnel) => {
                 if let Err(error) = self.forward(socket, tunnel).await {

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::{IngressAuth, IngressConfig, IngressKind};
-use crate::net::Socket;
+use crate::net::{BoxFuture, Socket};
 
 /// From the accepted connection to the end of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,6 +169,10 @@ impl Socket for TlsSocket {
 
     fn peer_addr(&self) -> Option<SocketAddr> {
         self.0.get_ref().0.peer_addr()
+    }
+
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        self.0.get_ref().0.broken()
     }
 
     fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>> {

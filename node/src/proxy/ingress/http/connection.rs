@@ -18,7 +18,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::net::Socket;
+use crate::net::{BoxFuture, Socket};
 
 /// From a request's first byte to the end of its head.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -425,6 +425,10 @@ impl Socket for UserIo {
 
     fn peer_addr(&self) -> Option<SocketAddr> {
         self.socket.peer_addr()
+    }
+
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        self.socket.broken()
     }
 
     fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>> {
