@@ -6,7 +6,8 @@ use std::fmt::Debug;
 
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame, FrameHeader,
-    Leaving, Open, OpenControl, Opened, Protocol, ProxyFrame, ProxyHello, Refused, Released,
+    Leaving, Member, MemberState, Members, Open, OpenControl, Opened, PeerChanged, PeerFrame,
+    PeerHello, Protocol, ProxyFrame, ProxyHello, Refused, Released,
     Service, Services,
 };
 use mesh_proto::{Generation, Reason};
@@ -330,4 +331,59 @@ fn an_optional_frame_of_a_later_version_is_skipped_everywhere() {
     skipped::<Answer>();
     skipped::<AgentFrame>();
     skipped::<ProxyFrame>();
+}
+
+fn member() -> Member {
+    Member {
+        name: "p1".parse().unwrap(),
+        group: "blue".parse().unwrap(),
+        generation: Generation(3),
+        epoch: 4,
+        addresses: vec!["203.0.113.10:7443".into()],
+        state: MemberState::Draining,
+        ttl_ms: 180_000,
+        ext: Ext::new(),
+    }
+}
+
+const MEMBER: &str = "02 7031 04 626c7565 03 04 01 11 3230332e302e3131332e31303a37343433 03 fc20bf0200 00";
+
+#[test]
+fn proxy_members() {
+    pinned(
+        &ProxyFrame::Members(Members {
+            members: vec![member()],
+            agent_connection_count: Some(2),
+            reconnect_spread_ms: 50_000,
+            ext: ext(),
+        }),
+        &["00000033 0304", "01", MEMBER, "01 02", "fb50c3", EXT],
+    );
+    pinned(
+        &ProxyFrame::Members(Members {
+            members: Vec::new(),
+            agent_connection_count: None,
+            reconnect_spread_ms: 0,
+            ext: Ext::new(),
+        }),
+        &["00000004 0304", "00 00 00 00"],
+    );
+}
+
+#[test]
+fn peers() {
+    pinned(
+        &PeerFrame::Hello(PeerHello {
+            member: member(),
+            ext: Ext::new(),
+        }),
+        &["00000025 0401", MEMBER, "00"],
+    );
+    pinned(
+        &PeerFrame::Changed(PeerChanged {
+            member: member(),
+            ext: ext(),
+        }),
+        &["0000002d 0402", MEMBER, EXT],
+    );
 }

@@ -277,7 +277,7 @@ fn later_layers_override_earlier_ones() {
     assert_eq!(
         loaded.warnings,
         [
-            "--set proxy.peers: this version does not route between proxies: peers are not joined, and an agent must connect to every proxy through which it is to be reached"
+            "--set proxy.peers: this version tells agents of its peers but does not route between them: an agent is reached through the proxies that it is connected to, which is all of them unless a connection count says otherwise"
         ]
     );
     let proxy = proxy(loaded);

@@ -140,6 +140,17 @@ fn connected(count: Option<u32>, held: usize, known: usize) -> (Pool, Vec<LeaseI
     (pool, leases)
 }
 
+/// When and under which lease the pool dials next, if nothing happens before.
+fn next_dial(pool: &mut Pool, mut now: Time) -> (Time, LeaseId) {
+    for _ in 0..100 {
+        if let Some((lease, _)) = dials(pool, now).first() {
+            return (now, *lease);
+        }
+        now = pool.next_wake(now).unwrap();
+    }
+    panic!("never dials again: {pool:?}");
+}
+
 #[test]
 fn the_first_dial_is_the_only_one_until_the_view_has_come() {
     let mut pool = pool(None);
@@ -792,13 +803,7 @@ fn undesired_proxies_are_not_collected() {
         (4, Verdict::Duplicate),
         (5, Verdict::Duplicate),
     ] {
-        let mut now = at(0);
-        let lease = loop {
-            if let Some((lease, _)) = dials(&mut pool, now).first() {
-                break *lease;
-            }
-            now = pool.next_wake(now).unwrap();
-        };
+        let (now, lease) = next_dial(&mut pool, at(0));
         assert_eq!(
             pool.connected(now, lease, reached(index), &mut Longest),
             verdict,
@@ -817,4 +822,49 @@ fn reasons_have_names() {
     ];
     let names = ["stale", "drained", "old_generation", "surplus"];
     assert_eq!(all.map(LetGo::as_str), names);
+}
+
+/// The balancer may lead to a proxy that is known to drain: better than nothing, and no more.
+#[test]
+fn a_draining_proxy_is_better_than_nothing() {
+    let told = vec![
+        Member {
+            addresses: vec![],
+            ..drains(1)
+        },
+        Member {
+            addresses: vec![],
+            ..member(2)
+        },
+    ];
+    let (mut pool, leases) = connected(None, 2, 2);
+    pool.members(at(1), Some(leases[0]), told);
+    let balanced = dials(&mut pool, at(1))[0].0;
+    pool.closed(at(1), leases[1], &mut Longest);
+    let again = reached(1);
+    assert_eq!(
+        pool.connected(at(2), balanced, again.clone(), &mut Longest),
+        Verdict::Keep,
+        "two are wanted and one is held"
+    );
+    assert_eq!(pool.tracker().want(), 2, "it is not desired");
+    let balanced = next_dial(&mut pool, at(2));
+    assert_eq!(
+        pool.connected(balanced.0, balanced.1, again, &mut Longest),
+        Verdict::Duplicate
+    );
+    let balanced = next_dial(&mut pool, balanced.0);
+    keep(&mut pool, balanced.0, balanced.1, reached(2));
+    let settled = balanced.0 + Limits::default().settle;
+    let let_go = poll(&mut pool, settled);
+    assert!(
+        matches!(
+            let_go[..],
+            [Action::LetGo {
+                why: LetGo::Drained,
+                ..
+            }]
+        ),
+        "{let_go:?}"
+    );
 }

@@ -116,7 +116,7 @@ fn faults(seed: u64) {
 
 #[test]
 fn random_faults() {
-    for seed in 0..500 {
+    for seed in 0..150 {
         faults(seed);
     }
 }
@@ -168,7 +168,7 @@ fn next_wake_misses_nothing() {
         (agent.log.clone(), agent.wakes)
     };
     let (mut woken, mut stepped) = (0, 0);
-    for seed in 0..60 {
+    for seed in 0..24 {
         let (log, wakes) = run(seed, None);
         let (reference, steps) = run(seed, Some(millis(10)));
         assert!(log.len() > 4, "seed {seed}: {log:?}");

@@ -112,7 +112,7 @@ fn dials_to_full_mesh() {
     println!(
         "proxies  directed  balancer alone  fair coin  time (directed)  time (balancer alone)"
     );
-    for (count, runs) in [(2u32, 1000u32), (3, 1000), (5, 500), (10, 200), (50, 30)] {
+    for (count, runs) in [(2u32, 500u32), (3, 500), (5, 300), (10, 100), (50, 20)] {
         let mean = |reachable| {
             let (dials, time) = (0..runs).fold((0, Duration::ZERO), |(dials, time), seed| {
                 let balancer = Balancer::Random;
@@ -178,7 +178,7 @@ fn a_proxy_that_stands_alone_is_dialled_once() {
 /// Some addresses are reachable and some are not: directed where possible, else the balancer.
 #[test]
 fn unreachable_addresses_are_reached_through_the_balancer() {
-    for seed in 0..50 {
+    for seed in 0..20 {
         let setup = Setup {
             seed,
             balancer: Balancer::Random,

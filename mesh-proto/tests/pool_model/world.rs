@@ -504,7 +504,7 @@ impl World {
                 // Of one start, the later health wins, in whatever order news arrive.
                 if self.proxies[proxy]
                     .heard
-                    .is_some_and(|(before, heard)| (heard, before) > (epoch, health))
+                    .is_some_and(|(before, heard)| (heard, before) >= (epoch, health))
                 {
                     return;
                 }

@@ -102,6 +102,8 @@ fn layers_override_each_other() -> Result {
         "proxy.generation=8",
         "--set",
         "quic.advertise=[\"192.0.2.1:7443\"]",
+        "--set",
+        "quic.peer_advertise=192.0.2.2:7443",
     ];
     let (by_flag, warnings) = show(&env, &flags)?;
     ensure!(
@@ -113,7 +115,7 @@ fn layers_override_each_other() -> Result {
         "{by_flag}"
     );
     ensure!(
-        warnings.starts_with("warning: --set quic.advertise: "),
+        warnings.starts_with("warning: --set quic.peer_advertise: "),
         "{warnings}"
     );
 

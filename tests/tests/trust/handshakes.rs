@@ -151,12 +151,12 @@ async fn refused_handshakes_say_why() -> Result {
             "remote",
         ),
         (
-            "peers",
-            Some(proxy.clone()),
+            "agent as peer",
+            Some(agent.clone()),
             &[ALPN_PEER],
-            "wrong_protocol",
-            "INFO",
-            "remote",
+            "wrong_kind",
+            "WARN",
+            "spiffe://test.example.com/agent/m1 may not connect as proxy",
         ),
         (
             "agent as user",

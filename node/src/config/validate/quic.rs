@@ -202,11 +202,8 @@ fn unused(check: &mut Checker<'_>, shape: &QuicShape, role: Option<Role>) {
             }
         }
         Some(Role::Proxy) => {
-            if advertise {
-                check.warn("quic.advertise", "this version neither routes between proxies nor hands out addresses: each agent must connect to every proxy, at addresses in its own agent.proxies");
-            }
             if peer {
-                check.warn("quic.peer_advertise", "this version does not route between proxies: it has no effect, and agents must connect to every proxy");
+                check.warn("quic.peer_advertise", "this version joins peers by proxy.peers alone, and this has no effect");
             }
         }
         None => {}
