@@ -1,5 +1,6 @@
 //! The lease tracker against the vectors under `tests/vectors/tracker/`, and against the file or
 //! folder that the environment variable `MESH_TRACKER_VECTORS` names.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -282,7 +282,7 @@ impl Socket for SystemSocket {
             {
                 return;
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
     }
 

@@ -73,7 +73,7 @@ impl TestNetwork {
 
     async fn swallow(&self) {
         if self.0.silent.load(Ordering::SeqCst) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

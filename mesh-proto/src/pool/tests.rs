@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::*;
 use crate::name::Generation;
 
+mod let_go;
+mod told;
+
 /// Always draws the bound.
 struct Longest;
 
@@ -347,187 +350,6 @@ fn an_own_count_is_not_overruled() {
     assert_eq!(dials(&mut told, at(0)).len(), 2);
 }
 
-/// What is told, and what becomes of it, while two proxies are known and the first is connected.
-#[test]
-fn what_is_told_of_a_proxy() {
-    type Case = (&'static str, Option<usize>, Vec<Member>, usize);
-    let with = |change: fn(&mut Member)| {
-        let mut member = member(1);
-        change(&mut member);
-        member
-    };
-    // From nobody or from the proxy itself: what is told of proxy 1, and how many are then desired.
-    let cases: Vec<Case> = vec![
-        ("nothing", None, vec![], 2),
-        ("the same", None, vec![member(1)], 2),
-        ("drains", None, vec![drains(1)], 1),
-        ("gone", None, vec![gone(1)], 1),
-        ("gone, and back", None, vec![gone(1), member(1)], 2),
-        (
-            "an older start drains",
-            None,
-            vec![with(|it| {
-                it.epoch = 0;
-                it.state = MemberState::Draining;
-            })],
-            2,
-        ),
-        (
-            "an older start is gone",
-            None,
-            vec![with(|it| {
-                it.epoch = 0;
-                it.state = MemberState::Gone;
-            })],
-            2,
-        ),
-        (
-            "an older start was newer",
-            None,
-            vec![with(|it| {
-                it.epoch = 0;
-                it.generation = Generation(9);
-            })],
-            2,
-        ),
-        (
-            "a new start is gone",
-            None,
-            vec![
-                with(|it| {
-                    it.epoch = 2;
-                    it.state = MemberState::Gone;
-                }),
-                member(1),
-            ],
-            1,
-        ),
-        (
-            "a new start of a new generation",
-            None,
-            vec![with(|it| {
-                it.epoch = 2;
-                it.generation = Generation(2);
-            })],
-            1,
-        ),
-        (
-            "the same start went back",
-            None,
-            vec![with(|it| it.generation = Generation(0))],
-            2,
-        ),
-        (
-            "another group",
-            None,
-            vec![with(|it| {
-                it.group = "green".parse().unwrap();
-                it.epoch = 2;
-            })],
-            2,
-        ),
-        (
-            "the connected one is of no generation",
-            None,
-            vec![Member {
-                generation: Generation(0),
-                ..member(0)
-            }],
-            2,
-        ),
-        (
-            "the connected one says that it is old",
-            Some(0),
-            vec![Member {
-                generation: Generation(0),
-                ..member(0)
-            }],
-            1,
-        ),
-    ];
-    for (what, from, view, desired) in cases {
-        let (mut pool, leases) = connected(None, 1, 2);
-        pool.members(at(1), from.map(|index| leases[index]), view);
-        assert_eq!(pool.tracker().want(), desired, "{what}");
-        assert_eq!(pool.tracker().desired().count(), desired, "{what}");
-        poll(&mut pool, at(1));
-    }
-}
-
-#[test]
-fn its_own_word_on_draining_counts_more() {
-    let (mut pool, leases) = connected(None, 2, 2);
-    pool.draining(at(10), leases[1], SECOND * 30, &mut Longest);
-    assert_eq!(pool.tracker().want(), 1);
-    // Others have not heard yet.
-    pool.members(at(10), Some(leases[0]), vec![member(0), member(1)]);
-    assert_eq!(pool.tracker().want(), 1);
-    // It has changed its mind.
-    pool.members(at(11), Some(leases[1]), vec![member(1)]);
-    assert_eq!(pool.tracker().want(), 2);
-    assert_eq!(poll(&mut pool, at(20)), []);
-    // A newer start of it is another matter, whoever tells.
-    pool.draining(at(20), leases[1], SECOND * 30, &mut Longest);
-    pool.members(
-        at(21),
-        Some(leases[0]),
-        vec![Member {
-            epoch: 2,
-            ..member(1)
-        }],
-    );
-    assert_eq!(pool.tracker().want(), 2);
-    // And what its former start says now counts for nothing.
-    pool.draining(at(22), leases[1], SECOND * 30, &mut Longest);
-    assert_eq!(pool.tracker().want(), 2);
-}
-
-#[test]
-fn a_drained_connection_goes_when_it_is_replaced() {
-    let (mut pool, leases) = connected(Some(1), 1, 2);
-    pool.announced(None, SECOND * 100);
-    pool.draining(at(10), leases[0], SECOND * 30, &mut Longest);
-    assert_eq!(poll(&mut pool, at(24)), []);
-    // Half of the drain at most, however long the spread.
-    let (lease, one) = dials(&mut pool, at(25))[0];
-    assert_eq!(one, Some(1));
-    keep(&mut pool, at(26), lease, reached(1));
-    assert_eq!(poll(&mut pool, at(28)), [], "not settled yet");
-    let why = LetGo::Drained;
-    assert_eq!(
-        poll(&mut pool, at(29)),
-        [Action::LetGo {
-            lease: leases[0],
-            why
-        }]
-    );
-    let counts = Counts {
-        desired: 1,
-        connected: 1,
-        held: 2,
-        ..Counts::default()
-    };
-    assert_eq!(pool.counts(at(29)), counts);
-    // That it ends is no loss.
-    pool.closed(at(30), leases[0], &mut Longest);
-    assert_eq!(pool.counts(at(30)), Counts { held: 1, ..counts });
-    assert_eq!(poll(&mut pool, at(30)), []);
-    pool.closed(at(31), lease, &mut Longest);
-    assert_eq!(whom(&mut pool, at(130)), []);
-    assert_eq!(dials(&mut pool, at(131)).len(), 1, "the spread from now on");
-}
-
-/// A drain does not wait for what was to be waited for before.
-#[test]
-fn a_drain_is_in_a_hurry() {
-    let (mut pool, leases) = connected(Some(2), 2, 4);
-    pool.announced(None, SECOND * 100);
-    pool.closed(at(10), leases[0], &mut Longest);
-    pool.draining(at(10), leases[1], SECOND * 10, &mut Longest);
-    assert_eq!(dials(&mut pool, at(14)), []);
-    assert_eq!(dials(&mut pool, at(15)).len(), 2);
-}
-
 #[test]
 fn a_wait_under_way_is_not_prolonged() {
     let (mut pool, leases) = connected(None, 4, 4);
@@ -537,69 +359,6 @@ fn a_wait_under_way_is_not_prolonged() {
     }
     assert_eq!(whom(&mut pool, at(24)), []);
     assert_eq!(whom(&mut pool, at(25)), [Some(1), Some(2), Some(3)]);
-}
-
-#[test]
-fn a_newer_start_takes_over() {
-    let (mut pool, leases) = connected(None, 2, 4);
-    let under_way = dials(&mut pool, at(10));
-    // The connection to its former start has not noticed yet.
-    let again = |epoch| Reached {
-        epoch,
-        ..reached(1)
-    };
-    keep(&mut pool, at(10), under_way[0].0, again(2));
-    let why = LetGo::Stale;
-    let lease = leases[1];
-    assert!(poll(&mut pool, at(10)).contains(&Action::LetGo { lease, why }));
-    // One that is let go is not taken for the one that stands.
-    let dial = dials(&mut pool, at(10)).pop().unwrap_or(under_way[1]);
-    keep(&mut pool, at(11), dial.0, again(3));
-    let lease = under_way[0].0;
-    assert!(poll(&mut pool, at(11)).contains(&Action::LetGo { lease, why }));
-    assert_eq!(pool.counts(at(11)).held, 4);
-    assert_eq!(pool.tracker().claimed().count(), 2);
-}
-
-/// The old connection ends before the pool was asked: it was followed, so nothing is lost.
-#[test]
-fn the_end_of_a_stale_connection_is_no_loss() {
-    let (mut pool, leases) = connected(None, 1, 1);
-    pool.announced(None, SECOND * 100);
-    pool.members(at(10), Some(leases[0]), vec![member(1)]);
-    // Its turn comes within the spread.
-    let (lease, _) = dials(&mut pool, at(110))[0];
-    keep(
-        &mut pool,
-        at(110),
-        lease,
-        Reached {
-            epoch: 2,
-            ..reached(0)
-        },
-    );
-    let before = pool.paced_until;
-    pool.closed(at(110), leases[0], &mut Longest);
-    assert_eq!(pool.counts(at(110)).held, 1);
-    // Else nobody would be dialled for as long as the spread.
-    assert_eq!(pool.paced_until, before);
-    assert!(pool.tracker().is_claimed(&["proxy-0"]));
-}
-
-#[test]
-fn an_older_start_never_replaces_a_newer() {
-    let (mut pool, _) = connected(None, 1, 2);
-    let (lease, _) = dials(&mut pool, at(0))[0];
-    let older = Reached {
-        epoch: 0,
-        ..reached(0)
-    };
-    assert_eq!(
-        pool.connected(at(0), lease, older, &mut Longest),
-        Verdict::Duplicate
-    );
-    // It was to be proxy 1, which is left alone for a while.
-    assert_eq!(pool.counts(at(0)).cooling, 1);
 }
 
 #[test]
@@ -627,244 +386,35 @@ fn every_lease_ends_once_whatever_the_driver_calls_it() {
     assert_eq!(pool.counts(at(1)).held, 0);
 }
 
+/// Whom a directed dial has reached is dialled directly again, before the balancer.
 #[test]
-fn times_to_live_are_bounded() {
-    let told = |ttl| Member {
-        ttl: Some(ttl),
-        ..member(1)
-    };
-    for (ttl, until) in [
-        (Duration::ZERO, Duration::ZERO),
-        (SECOND * 20, SECOND * 20),
-        (SECOND * 86_400 * 365 * 5, SECOND * 3600),
-        (Duration::MAX, SECOND * 3600),
-    ] {
-        let (mut pool, _) = connected(None, 1, 1);
-        pool.members(at(10), None, vec![told(ttl)]);
-        let under_way = dials(&mut pool, at(10));
-        assert_eq!(under_way.len(), 1);
-        pool.failed(at(10), under_way[0].0, &mut Longest);
-        assert!(pool.tracker().tracked().any(|name| &**name == "proxy-1"));
-        let last = at(10) + until;
-        pool.poll(last);
-        assert!(
-            pool.tracker().tracked().any(|name| &**name == "proxy-1"),
-            "{ttl:?}"
-        );
-        pool.poll(last + Duration::from_nanos(1));
-        assert!(
-            !pool.tracker().tracked().any(|name| &**name == "proxy-1"),
-            "{ttl:?}"
-        );
-    }
-}
-
-#[test]
-fn members_without_addresses_are_dialled_through_the_balancer() {
-    for addresses in [vec![], vec![String::new()]] {
-        let (mut pool, _) = connected(None, 1, 1);
-        pool.members(
-            at(0),
-            None,
-            vec![Member {
-                addresses,
-                ..member(1)
-            }],
-        );
-        assert_eq!(whom(&mut pool, at(0)), [None]);
-    }
-    let mut pool = Pool::new(
-        "agent".parse().unwrap(),
-        "example.com",
-        vec![],
-        None,
-        Limits::default(),
-    );
-    assert_eq!(poll(&mut pool, at(0)), [], "nobody to dial");
-}
-
-#[test]
-fn members_are_bounded() {
-    let (mut pool, _) = connected(None, 1, 1);
-    let max = Limits::default().members_max;
-    pool.members(at(1), None, (0..max).map(member).collect());
-    assert_eq!((pool.ignored_members(), pool.tracker().want()), (0, max));
-    pool.members(at(1), None, vec![member(max), member(1), member(max + 1)]);
-    assert_eq!((pool.ignored_members(), pool.tracker().want()), (2, max));
-    let under_way = dials(&mut pool, at(1));
-    assert_eq!(under_way.len(), 4);
-    // One that was ignored is there all the same.
-    keep(&mut pool, at(1), under_way[0].0, reached(max));
-    assert_eq!(pool.ignored_members(), 3);
-    // What has expired makes room.
-    poll(&mut pool, at(200));
-    pool.members(at(200), None, vec![member(max + 1)]);
-    assert_eq!(pool.ignored_members(), 3);
-}
-
-/// Two proxies that differ about a third, over and over: no dial for each change of mind.
-#[test]
-fn a_flapping_view_is_not_followed_with_dials() {
+fn a_directed_success_makes_reachable() {
     let (mut pool, _) = connected(None, 1, 2);
-    let mut dialled = 0;
-    for second in 0..100 {
-        let elsewhere = Member {
-            addresses: vec!["elsewhere:1".to_owned()],
-            ..member(1)
-        };
-        for view in [gone(1), member(1), elsewhere, member(1)] {
-            pool.members(at(second), None, vec![view]);
-            for (lease, whom) in dials(&mut pool, at(second)) {
-                dialled += usize::from(whom.is_some());
-                pool.failed(at(second), lease, &mut Longest);
-            }
-        }
+    pool.duplicates.wait_until(at(100));
+    for _ in 0..2 {
+        let (now, lease) = next_dial(&mut pool, at(0));
+        pool.failed(now, lease, &mut Longest);
     }
-    assert!(dialled < 12, "{dialled} dials in 100 s");
+    let (now, lease) = next_dial(&mut pool, at(10));
+    keep(&mut pool, now, lease, reached(1));
+    pool.closed(at(110), lease, &mut Longest);
+    assert_eq!(whom(&mut pool, at(111)), [Some(1)]);
 }
 
+/// Dials through the balancer are the spread apart while a connection stands, the lucky ones too.
 #[test]
-fn a_restart_is_forgiven_what_failed_before() {
-    let (mut pool, _) = connected(None, 1, 2);
-    let (lease, _) = dials(&mut pool, at(0))[0];
-    pool.failed(at(0), lease, &mut Longest);
-    assert_eq!(whom(&mut pool, at(0)), [None]);
-    pool.members(
-        at(0),
-        None,
-        vec![Member {
-            epoch: 2,
-            ..member(1)
-        }],
-    );
-    assert_eq!(pool.counts(at(0)).cooling, 0);
-}
-
-/// News that the whole fleet hears at once are not acted upon at once.
-#[test]
-fn news_are_paced() {
-    let spread = SECOND * 100;
-    for (what, news) in [
-        ("a new proxy", member(5)),
-        (
-            "a restart",
-            Member {
-                epoch: 2,
-                ..member(2)
-            },
-        ),
-        (
-            "a new generation",
-            Member {
-                generation: Generation(2),
-                epoch: 2,
-                ..member(5)
-            },
-        ),
-    ] {
-        let (mut pool, leases) = connected(None, 2, 2);
-        pool.announced(None, spread);
-        pool.members(at(10), Some(leases[0]), vec![news.clone()]);
-        let turn = rendezvous::turn(&pool.agent, &news.name, news.epoch, spread);
-        assert!(turn > SECOND);
-        assert_eq!(dials(&mut pool, at(10)), [], "{what}");
-        assert_eq!(dials(&mut pool, at(10) + (turn - SECOND)), [], "{what}");
-        assert_eq!(dials(&mut pool, at(10) + turn).len(), 1, "{what}");
-    }
-    // Others tell that one is gone, or drains, before its connection says so.
-    for news in [gone(0), drains(0)] {
-        let (mut pool, leases) = connected(Some(2), 2, 4);
-        pool.announced(None, spread);
-        pool.members(at(10), Some(leases[1]), vec![news]);
-        let turn = rendezvous::turn(&pool.agent, &name(0), 1, spread);
-        assert_eq!(dials(&mut pool, at(10)), []);
-        assert_eq!(dials(&mut pool, at(10) + turn).len(), 1);
-    }
-}
-
-/// An old generation, reached by chance, is kept while there is nothing better, and not collected.
-#[test]
-fn undesired_proxies_are_not_collected() {
-    let new = |index| Member {
-        generation: Generation(2),
+fn lucky_dials_are_paced_too() {
+    let (mut pool, leases) = connected(None, 1, 1);
+    pool.announced(None, SECOND * 40);
+    let hidden = |index| Member {
         addresses: vec![],
         ..member(index)
     };
-    let mut pool = pool(None);
-    let (lease, _) = dials(&mut pool, at(0))[0];
-    keep(&mut pool, at(0), lease, reached(0));
-    pool.members(
-        at(0),
-        Some(lease),
-        vec![member(0), member(1), new(2), new(3)],
-    );
-    for (index, verdict) in [
-        (1, Verdict::Keep),
-        (4, Verdict::Duplicate),
-        (5, Verdict::Duplicate),
-    ] {
+    pool.members(at(0), Some(leases[0]), (1..4).map(hidden).collect());
+    for index in 1..4 {
+        let start = at(40 * u64::try_from(index - 1).unwrap());
         let (now, lease) = next_dial(&mut pool, at(0));
-        assert_eq!(
-            pool.connected(now, lease, reached(index), &mut Longest),
-            verdict,
-            "{index}"
-        );
+        assert_eq!(now, start);
+        keep(&mut pool, now, lease, reached(index));
     }
-}
-
-#[test]
-fn reasons_have_names() {
-    let all = [
-        LetGo::Stale,
-        LetGo::Drained,
-        LetGo::OldGeneration,
-        LetGo::Surplus,
-    ];
-    let names = ["stale", "drained", "old_generation", "surplus"];
-    assert_eq!(all.map(LetGo::as_str), names);
-}
-
-/// The balancer may lead to a proxy that is known to drain: better than nothing, and no more.
-#[test]
-fn a_draining_proxy_is_better_than_nothing() {
-    let told = vec![
-        Member {
-            addresses: vec![],
-            ..drains(1)
-        },
-        Member {
-            addresses: vec![],
-            ..member(2)
-        },
-    ];
-    let (mut pool, leases) = connected(None, 2, 2);
-    pool.members(at(1), Some(leases[0]), told);
-    let balanced = dials(&mut pool, at(1))[0].0;
-    pool.closed(at(1), leases[1], &mut Longest);
-    let again = reached(1);
-    assert_eq!(
-        pool.connected(at(2), balanced, again.clone(), &mut Longest),
-        Verdict::Keep,
-        "two are wanted and one is held"
-    );
-    assert_eq!(pool.tracker().want(), 2, "it is not desired");
-    let balanced = next_dial(&mut pool, at(2));
-    assert_eq!(
-        pool.connected(balanced.0, balanced.1, again, &mut Longest),
-        Verdict::Duplicate
-    );
-    let balanced = next_dial(&mut pool, balanced.0);
-    keep(&mut pool, balanced.0, balanced.1, reached(2));
-    let settled = balanced.0 + Limits::default().settle;
-    let let_go = poll(&mut pool, settled);
-    assert!(
-        matches!(
-            let_go[..],
-            [Action::LetGo {
-                why: LetGo::Drained,
-                ..
-            }]
-        ),
-        "{let_go:?}"
-    );
 }

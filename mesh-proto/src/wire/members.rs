@@ -12,7 +12,7 @@ use crate::name::{Generation, Group, NodeName};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// Proxies: at most [`MEMBERS_MAX`].
-    #[serde(with = "members")]
+    #[serde(with = "member_list")]
     pub members: Vec<Member>,
     /// How many proxies an agent without a wish of its own connects to; 0 is all that are desired.
     pub agent_connection_count: Option<u32>,
@@ -105,7 +105,7 @@ impl<'de> Deserialize<'de> for MemberState {
 }
 
 /// The list of members, for `#[serde(with)]`.
-mod members {
+mod member_list {
     use super::{Deserializer, MEMBERS_MAX, Member, Serializer, codec};
 
     pub(super) fn serialize<S: Serializer>(

@@ -189,9 +189,3 @@ fn next_wake_misses_nothing() {
 fn regression_the_last_connection_was_let_go_as_stale() {
     faults(1582);
 }
-
-/// More connections than wanted, and none of them ever let go.
-#[test]
-fn regression_surplus_was_held_in_peace() {
-    faults(840);
-}

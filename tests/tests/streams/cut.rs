@@ -1,6 +1,7 @@
 //! A stream that was cut never looks whole: not in any way of using it, not for any cause.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -160,8 +161,8 @@ impl Scene {
         Ok(TcpStream::connect(self.proxy()?.ingress(0)?).await?)
     }
 
-    async fn http(&self) -> Result<SocketTo> {
-        Ok(self.proxy()?.ingress(1)?)
+    fn http(&self) -> Result<SocketAddr> {
+        self.proxy()?.ingress(1)
     }
 
     async fn cut(&mut self, cause: Cause) -> Result {
@@ -202,8 +203,6 @@ impl Scene {
     }
 }
 
-type SocketTo = std::net::SocketAddr;
-
 /// A download: the user has read a part when the stream is cut.
 async fn cut_download(way: Way, cause: Cause) -> Result {
     let (word, heard) = watch::channel(false);
@@ -239,7 +238,7 @@ async fn cut_download(way: Way, cause: Cause) -> Result {
             expect_broken(&mut stream).await?;
         }
         Way::Http(_) => {
-            let mut client = Client::connect(scene.http().await?).await?;
+            let mut client = Client::connect(scene.http()?).await?;
             let request = Request::get(scene.path()).body(Full::<Bytes>::default())?;
             let mut body = client.send(request).await?.into_body();
             read_part(&mut body).await?;
@@ -312,7 +311,7 @@ async fn cut_upload(way: Way, cause: Cause, answered: bool) -> Result {
         Way::Tcp | Way::Http(_) => {
             let mut stream = match way {
                 Way::Tcp => scene.tcp().await?,
-                Way::Library | Way::Http(_) => TcpStream::connect(scene.http().await?).await?,
+                Way::Library | Way::Http(_) => TcpStream::connect(scene.http()?).await?,
             };
             let framing = match way {
                 Way::Http(Body::Length) => "content-length: 1000000\r\n\r\n",

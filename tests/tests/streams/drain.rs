@@ -1,6 +1,5 @@
 //! Nodes that leave, in order and not, and come back.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -220,10 +219,6 @@ async fn dropped_nodes_release_everything() -> Result {
             );
         }
     }
-    ensure!(
-        endless.stats().read.load(Ordering::SeqCst) == 0,
-        "nobody sent anything"
-    );
     Ok(())
 }
 

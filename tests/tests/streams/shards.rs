@@ -93,12 +93,11 @@ async fn shards_carry_traffic() -> Result {
     let quic = proxy.quic_addr()?;
     let mut agents = Vec::new();
     for name in &names {
-        // Two connections each, one on each of the agent's shards.
-        let mut config = agent_config(&pki, name, &[quic, quic], &allow)?;
+        let mut config = agent_config(&pki, name, &[quic], &allow)?;
         config.common.quic.shards = 2;
         agents.push(Node::start(NodeConfig::Agent(Box::new(config)), parts(&agent_shards)).await?);
     }
-    proxy.sessions(2 * names.len()).await?;
+    proxy.sessions(names.len()).await?;
 
     let mut users = JoinSet::new();
     for (index, name) in names.iter().enumerate() {
