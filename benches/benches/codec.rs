@@ -45,10 +45,10 @@ fn dial(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("open_dial");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     group.bench_function("encode", |bencher| {
-        bencher.iter(|| encoded(black_box(&open)))
+        bencher.iter(|| encoded(black_box(&open)));
     });
     group.bench_function("decode", |bencher| {
-        bencher.iter(|| round_trip::<Open>(black_box(&bytes)))
+        bencher.iter(|| round_trip::<Open>(black_box(&bytes)));
     });
     group.finish();
 }

@@ -7,8 +7,7 @@ use std::fmt::Debug;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame, FrameHeader,
     Leaving, Member, MemberState, Members, Open, OpenControl, Opened, PeerChanged, PeerFrame,
-    PeerHello, Protocol, ProxyFrame, ProxyHello, Refused, Released,
-    Service, Services,
+    PeerHello, Protocol, ProxyFrame, ProxyHello, Refused, Released, Service, Services,
 };
 use mesh_proto::{Generation, Reason};
 
@@ -346,7 +345,8 @@ fn member() -> Member {
     }
 }
 
-const MEMBER: &str = "02 7031 04 626c7565 03 04 01 11 3230332e302e3131332e31303a37343433 03 fc20bf0200 00";
+const MEMBER: &str =
+    "02 7031 04 626c7565 03 04 01 11 3230332e302e3131332e31303a37343433 03 fc20bf0200 00";
 
 #[test]
 fn proxy_members() {

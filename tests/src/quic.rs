@@ -10,7 +10,6 @@ use mesh_proto::wire::{
     ProxyFrame,
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
-use rand::Rng as _;
 
 use crate::Result;
 
@@ -69,7 +68,7 @@ pub async fn agent(remote: SocketAddr, credentials: &Credentials) -> Result<RawA
     let (mut send, mut recv) = raw.connection.open_bi().await?;
     write(&mut send, &Open::Control(OpenControl::default())).await?;
     let hello = AgentHello {
-        instance: rand::rng().random(),
+        instance: node::random::Random::system().bytes(),
         version: "test".into(),
         services: Vec::new(),
         ext: Vec::new(),

@@ -112,10 +112,10 @@ impl PoolState {
         }
         drop(inner);
         if repeat {
-            tracing::debug!(place, "cannot connect to a proxy: {error}");
+            tracing::debug!(address = place, "cannot connect to a proxy: {error}");
         } else {
             tracing::warn!(
-                place,
+                address = place,
                 "cannot connect to a proxy, and will go on trying: {error}"
             );
         }
@@ -330,7 +330,7 @@ async fn link(
                 }
                 Verdict::Duplicate => {
                     shared.metrics.connect(ConnectResult::Duplicate);
-                    tracing::debug!(place, proxy = %connected.hello.name, "reached a proxy that is connected already");
+                    tracing::debug!(address = place, proxy = %connected.hello.name, "reached a proxy that is connected already");
                     connected.close_duplicate().await;
                 }
             }

@@ -174,6 +174,10 @@ fn unresolved(shared: &Shared, host: &HostName, why: &str) -> Refused {
     Refused::new(Reason::ResolveFailed, &message)
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of errors of the system have no end"
+)]
 async fn connect_unix(
     shared: &Shared,
     target: &Target,
@@ -197,6 +201,10 @@ async fn connect_unix(
         })
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of errors of the system have no end"
+)]
 fn failed(target: &Target, address: SocketAddr, error: &io::Error) -> Refused {
     let place = if matches!(target, Target::Address(_)) {
         target.to_string()

@@ -52,7 +52,7 @@ pub struct DemoArgs {
 ///
 /// # Errors
 /// When a part cannot start, or an answer is not what it should be.
-pub fn run(args: DemoArgs) -> Result<(), CliError> {
+pub fn run(args: &DemoArgs) -> Result<(), CliError> {
     let filter = if args.check { "warn" } else { "info" };
     super::run::init_log(&LogConfig {
         filter: filter.into(),
@@ -269,7 +269,7 @@ impl Identities {
         let name: NodeName = name.parse().map_err(|error| failed("name")(&error))?;
         let issued = self
             .authority
-            .issue(&Request::new(kind, name, self.validity.clone()))
+            .issue(&Request::new(kind, name, self.validity))
             .map_err(|error| failed("cannot issue a certificate")(&error))?;
         let credentials = Credentials::from_pem(
             self.authority.ca_pem().as_bytes(),

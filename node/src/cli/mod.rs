@@ -62,9 +62,9 @@ enum Verb {
 /// A [`CliError`], whose text is for the person at the terminal.
 pub fn run(cli: Cli) -> Result<(), CliError> {
     match cli.verb {
-        Some(Verb::Demo(args)) => demo::run(args),
+        Some(Verb::Demo(args)) => demo::run(&args),
         Some(Verb::Certs(args)) => certs::run(args),
         Some(Verb::Config(args)) => config::run(args),
-        None => run::run(cli.run),
+        None => run::run(&cli.run),
     }
 }

@@ -28,7 +28,7 @@ pub struct RunArgs {
 ///
 /// # Errors
 /// Wrong configuration, or a node that could not start.
-pub fn run(args: RunArgs) -> Result<(), CliError> {
+pub fn run(args: &RunArgs) -> Result<(), CliError> {
     let loaded = config::load(&args.source.sources())
         .map_err(|errors| CliError::Usage(errors.to_string()))?;
     init_log(&loaded.config.common().log)?;
@@ -129,6 +129,10 @@ impl Threads {
             let runtime = single_threaded().map_err(failed)?;
             others.push(runtime.handle().clone());
             let stopped = stop.clone().cancelled_owned();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this is main, which makes the threads"
+            )]
             let join = thread::Builder::new()
                 .name(name)
                 .spawn(move || runtime.block_on(stopped))

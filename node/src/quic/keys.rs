@@ -222,12 +222,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn rng() -> rand::rngs::StdRng {
+        crate::random::Random::system().generator()
+    }
+
     #[test]
     fn epoch_rises_and_keys_stay() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
-        let first = load(&dir, &mut rand::rng()).unwrap();
-        let error = load(&dir, &mut rand::rng()).unwrap_err().to_string();
+        let first = load(&dir, &mut rng()).unwrap();
+        let error = load(&dir, &mut rng()).unwrap_err().to_string();
         assert!(error.contains("another process uses"), "{error}");
         let EndpointState { lock, .. } = first.clone();
         drop(lock);
@@ -235,7 +239,7 @@ mod tests {
             lock: None,
             ..first
         };
-        let second = load(&dir, &mut rand::rng()).unwrap();
+        let second = load(&dir, &mut rng()).unwrap();
         assert_eq!((first.epoch, second.epoch), (1, 2));
         assert_eq!(first.keys.to_bytes(), second.keys.to_bytes());
     }
@@ -243,9 +247,9 @@ mod tests {
     #[test]
     fn damaged_state_is_named_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        load(dir.path(), &mut rand::rng()).unwrap();
+        load(dir.path(), &mut rng()).unwrap();
         fs::write(dir.path().join("epoch"), "seven").unwrap();
-        let error = load(dir.path(), &mut rand::rng()).unwrap_err().to_string();
+        let error = load(dir.path(), &mut rng()).unwrap_err().to_string();
         assert!(error.contains("epoch is damaged (not a number)"), "{error}");
         assert_eq!(
             fs::read_to_string(dir.path().join("epoch")).unwrap(),
@@ -253,7 +257,7 @@ mod tests {
         );
 
         fs::write(dir.path().join("quic.key"), "short").unwrap();
-        let error = load(dir.path(), &mut rand::rng()).unwrap_err().to_string();
+        let error = load(dir.path(), &mut rng()).unwrap_err().to_string();
         assert!(
             error.contains("quic.key is damaged (not 136 bytes long)"),
             "{error}"
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn keys_do_not_show() {
-        let keys = EndpointKeys::random(&mut rand::rng());
+        let keys = EndpointKeys::random(&mut rng());
         assert_eq!(format!("{keys:?}"), "EndpointKeys(…)");
     }
 }

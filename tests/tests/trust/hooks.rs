@@ -157,8 +157,10 @@ async fn on_connect_hears_of_connections() -> Result {
     let proxy = Node::proxy_with(config, hooks(&at_proxy)).await?;
     let stranger = Pki::new("other.example.com")?;
     let lure = lure(server_tls(&stranger, None)?)?;
-    let config = agent_config(&pki, "a1", &[proxy.quic_addr()?, lure.addr], &[])?;
+    let config = agent_config(&pki, "a1", &[proxy.quic_addr()?], &[])?;
     let agent = Node::agent_with(config, hooks(&at_agent)).await?;
+    let config = agent_config(&pki, "a3", &[lure.addr], &[])?;
+    let lured = Node::agent_with(config, hooks(&at_agent)).await?;
     proxy.sessions(1).await?;
     probe::until("the agent's hook", || !seen(&at_agent).is_empty()).await?;
 
@@ -178,7 +180,7 @@ async fn on_connect_hears_of_connections() -> Result {
     .await?;
     let untrusted = "mesh_agent_connects_total{result=\"untrusted\"}";
     probe::until("the agent is lured", || {
-        agent
+        lured
             .metrics()
             .and_then(|metrics| metrics.get(untrusted))
             .is_ok_and(|tries| tries >= 1.0)
@@ -204,6 +206,7 @@ async fn on_connect_hears_of_connections() -> Result {
         );
     }
     drop(alice);
+    lured.stop().await;
     Pair {
         pki: Arc::new(pki),
         proxy,

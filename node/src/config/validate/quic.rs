@@ -201,11 +201,10 @@ fn unused(check: &mut Checker<'_>, shape: &QuicShape, role: Option<Role>) {
                 }
             }
         }
-        Some(Role::Proxy) => {
-            if peer {
-                check.warn("quic.peer_advertise", "this version joins peers by proxy.peers alone, and this has no effect");
-            }
-        }
-        None => {}
+        Some(Role::Proxy) if peer => check.warn(
+            "quic.peer_advertise",
+            "this version joins peers by proxy.peers alone, and this has no effect",
+        ),
+        Some(Role::Proxy) | None => {}
     }
 }
