@@ -7,7 +7,7 @@ use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminError, Readiness};
+use crate::admin::{self, AdminError, DrainAsk, Readiness};
 use crate::agent::{self, Agent, AgentParts};
 use crate::config::NodeConfig;
 use crate::hooks::Hooks;
@@ -97,6 +97,7 @@ pub struct Bound {
     metrics_addr: Option<SocketAddr>,
     servers: Tasks,
     stop_servers: CancellationToken,
+    drain: DrainAsk,
 }
 
 #[derive(Debug)]
@@ -131,7 +132,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
     // Bound before the role starts, so that a port in use is told before anything runs.
     let common = config.common().clone();
     let listeners = admin::bind(&common, &runtimes.admin).await?;
-    let (role, readiness) = match config {
+    let (role, readiness, node) = match config {
         NodeConfig::Proxy(config) => {
             let parts = ProxyParts {
                 network,
@@ -142,7 +143,8 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
             };
             let proxy = Proxy::start_with(*config, parts).await?;
             let readiness = Readiness::Proxy(proxy.readiness());
-            (Role::Proxy(Box::new(proxy)), readiness)
+            let node = admin::Node::Proxy(proxy.handle());
+            (Role::Proxy(Box::new(proxy)), readiness, node)
         }
         NodeConfig::Agent(config) => {
             let parts = AgentParts {
@@ -154,18 +156,21 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
             };
             let agent = Agent::start_with(*config, parts).await?;
             let readiness = Readiness::Agent(agent.connected());
-            (Role::Agent(Box::new(agent)), readiness)
+            let node = admin::Node::Agent(agent.handle());
+            (Role::Agent(Box::new(agent)), readiness, node)
         }
     };
     let admin_addr = listeners.admin_addr();
     let metrics_addr = listeners.metrics_addr();
     let stop_servers = CancellationToken::new();
+    let drain = DrainAsk::new();
     let mut servers = Tasks::new("admin listener");
     listeners.serve(
         &mut servers,
         &runtimes.admin,
         &registry,
         &readiness,
+        (node, drain.clone()),
         &stop_servers,
     );
     Ok(Bound {
@@ -175,6 +180,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
         metrics_addr,
         servers,
         stop_servers,
+        drain,
     })
 }
 
@@ -215,9 +221,42 @@ impl Bound {
         &self.registry
     }
 
+    /// Completes when somebody asks over the admin API that the node drains. It can be taken back
+    /// until [`Bound::notice`] has returned.
+    pub async fn drain_asked(&self) {
+        self.drain.asked().await;
+    }
+
+    /// The first part of a drain that was asked for: everything is served, but `/readyz` fails.
+    /// `false` when the drain was taken back, and nothing has changed; otherwise
+    /// [`Bound::shutdown`] is to follow.
+    pub async fn notice(&mut self) -> bool {
+        let deadline = self.drain.asked().await;
+        match &mut self.role {
+            Role::Proxy(proxy) => {
+                proxy.set_drain_deadline(deadline);
+                tokio::select! {
+                    biased;
+                    () = self.drain.cancelled() => {
+                        proxy.cancel_notice();
+                        return false;
+                    }
+                    () = proxy.notice() => {}
+                }
+            }
+            Role::Agent(agent) => agent.set_drain_deadline(deadline),
+        }
+        let begun = self.drain.begin_asked().is_ok();
+        if let (false, Role::Proxy(proxy)) = (begun, &mut self.role) {
+            proxy.cancel_notice();
+        }
+        begun
+    }
+
     /// Leaves in order, within the drain deadline; health and metrics are served until the end.
     /// Returns how many streams were cut at the deadline.
     pub async fn shutdown(mut self) -> u64 {
+        self.drain.begin();
         let streams_cut = match self.role {
             Role::Proxy(proxy) => proxy.shutdown().await.streams_cut,
             Role::Agent(agent) => agent.shutdown().await,

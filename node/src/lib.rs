@@ -19,7 +19,8 @@
 //! | [`forward`] | bytes between a tunnel stream and a socket |
 //! | [`proxy`] | sessions of agents, the router, ingress |
 //! | [`agent`] | the pool of connections, sessions, dials of targets |
-//! | [`admin`] | health and metrics listeners |
+//! | [`admin`] | health, metrics and the admin API |
+//! | [`report`] | what the admin API tells |
 //! | [`cli`] | the verbs of the binary |
 
 pub mod admin;
@@ -34,6 +35,7 @@ pub mod net;
 pub mod proxy;
 pub mod quic;
 pub mod random;
+pub mod report;
 mod tasks;
 mod web;
 

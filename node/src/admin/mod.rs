@@ -1,6 +1,8 @@
 //! Health and metrics over HTTP: the metrics listener for everybody, the admin listener for
-//! whoever operates the node.
+//! whoever operates the node, with the API beside them.
 
+mod api;
+mod drain;
 mod guard;
 
 use std::io;
@@ -19,6 +21,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::api::Node;
+pub use self::drain::{DrainAsk, NotNow};
 use self::guard::Guard;
 use crate::config::{AdminListen, CommonConfig};
 use crate::proxy::Phase;
@@ -64,6 +68,7 @@ impl Readiness {
         match self {
             Self::Proxy(phase) => match *phase.borrow() {
                 Phase::Serving => Ok("ready\n"),
+                Phase::Joining => Err("joining: the agents of no peer are known yet\n"),
                 Phase::Notice | Phase::Draining => Err("draining\n"),
             },
             Self::Agent(connected) => {
@@ -173,22 +178,25 @@ impl Listeners {
         runtime: &Handle,
         registry: &Registry,
         readiness: &Readiness,
+        api: (Node, DrainAsk),
         stop: &CancellationToken,
     ) {
         let routes = routes(registry, readiness);
+        let (node, drain) = api;
+        let all = routes.clone().merge(api::routes(node, drain));
         if let Some((listener, _)) = self.metrics {
-            let server = axum::serve(listener, routes.clone())
+            let server = axum::serve(listener, routes)
                 .with_graceful_shutdown(stop.clone().cancelled_owned());
             tasks.spawn_on(async move { report("metrics", server.await) }, runtime);
         }
         match self.admin {
             Some(AdminListener::Tcp(listener, _, guard)) => {
-                let server = axum::serve(listener, guard.protect(routes))
+                let server = axum::serve(listener, guard.protect(all))
                     .with_graceful_shutdown(stop.clone().cancelled_owned());
                 tasks.spawn_on(async move { report("admin", server.await) }, runtime);
             }
             Some(AdminListener::Unix(listener, file)) => {
-                let server = axum::serve(listener, routes)
+                let server = axum::serve(listener, all)
                     .with_graceful_shutdown(stop.clone().cancelled_owned());
                 let served = async move {
                     report("admin", server.await);

@@ -3,6 +3,7 @@
 mod connect;
 pub mod metrics;
 mod pool;
+mod report;
 mod session;
 mod target;
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::metrics::AgentMetrics;
+pub(crate) use self::report::Handle;
 use crate::config::AgentConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -42,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) node_metrics: NodeMetrics,
     pub(crate) metrics: AgentMetrics,
     pub(crate) budget: Arc<StallBudget>,
+    started: Instant,
     /// Connections whose hello has arrived.
     pub(crate) connected: watch::Sender<usize>,
     /// When the agent leaves: its deadline.
@@ -100,6 +103,8 @@ impl Default for AgentParts {
 #[derive(Debug)]
 pub struct Agent {
     shared: Arc<Shared>,
+    /// Instead of the config's.
+    drain_deadline: Option<Duration>,
     pool: Tasks,
     background: Tasks,
 }
@@ -147,6 +152,7 @@ impl Agent {
             ),
             node_metrics,
             metrics,
+            started: Instant::now(),
             connected: watch::Sender::new(0),
             leaving: watch::Sender::new(None),
             cut: CancellationToken::new(),
@@ -167,6 +173,7 @@ impl Agent {
         );
         Ok(Self {
             shared,
+            drain_deadline: None,
             pool,
             background,
         })
@@ -178,10 +185,22 @@ impl Agent {
         self.shared.connected.subscribe()
     }
 
+    /// What the admin API tells of the agent.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::new(self.shared.clone())
+    }
+
+    /// The next drain has this deadline instead of the config's.
+    pub fn set_drain_deadline(&mut self, deadline: Option<Duration>) {
+        self.drain_deadline = deadline;
+    }
+
     /// Leaves in order: tells the proxies, lets streams end until `drain_deadline`, cuts the rest.
     /// All tasks are joined when it returns. Returns how many streams were cut.
     pub async fn shutdown(mut self) -> u64 {
-        let deadline = self.shared.config.common.drain_deadline;
+        let deadline = self
+            .drain_deadline
+            .unwrap_or(self.shared.config.common.drain_deadline);
         let until = Instant::now() + deadline;
         tracing::info!(?deadline, "leaving");
         self.shared.node_metrics.draining.set(1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh_proto::name::NodeName;
 use mesh_proto::pool::{
-    Action, Draw, LetGo, Limits, Member, MemberState, Pool, Reached, Verdict, Whom,
+    Action, Counts, Draw, LetGo, Limits, Member, MemberState, Pool, Reached, Verdict, Whom,
 };
 use mesh_proto::time::Time;
 use mesh_proto::tracker::LeaseId;
@@ -95,6 +95,17 @@ impl PoolState {
         drop(inner);
         self.changed.notify_one();
         result
+    }
+
+    /// The counts of the pool, and why the last dial that failed did.
+    pub(super) fn report(&self) -> (Counts, Option<String>) {
+        let inner = self.lock();
+        let failing = inner
+            .failing
+            .iter()
+            .next_back()
+            .map(|(place, failing)| format!("{place}: {}", failing.gist));
+        (inner.pool.counts(self.now()), failing)
     }
 
     fn log_failure(&self, place: &str, error: &ConnectError) {

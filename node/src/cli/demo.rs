@@ -14,8 +14,7 @@ use axum::Router;
 use bytes::Bytes;
 use certs::{Authority, Credentials, Kind, Request, Validity};
 use clap::Args;
-use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use mesh_proto::allow::AllowList;
 use mesh_proto::name::{Cluster, Group, NodeName};
 use mesh_proto::target::Target;
@@ -24,12 +23,12 @@ use rand::RngCore as _;
 use tokio::net::{TcpListener, TcpStream};
 use tower_http::services::ServeDir;
 
-use super::CliError;
+use super::{CliError, client};
 use crate::agent::Agent;
 use crate::config::{
     AgentConfig, IngressConfig, IngressKind, LogConfig, ProxyConfig, ServiceConfig,
 };
-use crate::proxy::Proxy;
+use crate::proxy::{Phase, Proxy};
 
 /// How long the demo waits for its agent.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
@@ -98,7 +97,7 @@ impl Demo {
         let identities = Identities::new()?;
 
         let first = start_proxy(&identities, "proxy-1", port(8123), Vec::new()).await?;
-        // The second joins the first, and the agent learns of it there.
+        // The second joins the first. The agent stays with the first alone, and is reached through both.
         let addresses = vec![first.quic_addr().to_string()];
         let second = start_proxy(&identities, "proxy-2", port(8124), addresses.clone()).await?;
         let agent = start_agent(&identities, addresses, file_addr).await?;
@@ -111,15 +110,21 @@ impl Demo {
         };
 
         let mut connected = demo.agent.connected();
-        let both = connected.wait_for(|connected| *connected == demo.proxies.len());
-        tokio::time::timeout(CONNECT_DEADLINE, both)
+        let one = connected.wait_for(|connected| *connected == 1);
+        tokio::time::timeout(CONNECT_DEADLINE, one)
             .await
             .map_err(|_| {
                 CliError::Failed(format!(
-                    "demo: the agent did not connect to both proxies within {CONNECT_DEADLINE:?}; is UDP on the loopback interface blocked?"
+                    "demo: the agent did not connect to its proxy within {CONNECT_DEADLINE:?}; is UDP on the loopback interface blocked?"
                 ))
             })?
             .map_err(|error| failed("the agent has ended")(&error))?;
+        for proxy in &demo.proxies {
+            let mut phase = proxy.readiness();
+            let ready = phase.wait_for(|phase| *phase == Phase::Serving);
+            // It serves when its join deadline has passed, too.
+            let _ = ready.await;
+        }
         Ok(demo)
     }
 
@@ -149,7 +154,8 @@ impl Demo {
             );
         }
         println!(
-            "  agent foo    connected to both, may reach {}",
+            "  agent foo    connected to {} alone, may reach {}",
+            first.name(),
             self.file_addr
         );
         println!(
@@ -158,7 +164,7 @@ impl Demo {
             self.file_addr
         );
         println!();
-        println!("Reach the file server through the agent, by either proxy:");
+        println!("Reach the file server through the agent, by either proxy: the second passes it on to the first.");
         println!();
         println!("  curl {}", self.url(first, ""));
         println!("  curl {}", self.url(second, "hello.txt"));
@@ -310,6 +316,7 @@ async fn start_agent(
     files: SocketAddr,
 ) -> Result<Agent, CliError> {
     let mut config = AgentConfig::new(identities.issue(Kind::Agent, "foo")?, proxies);
+    config.connection_count = Some(1);
     config.common.drain_deadline = Duration::from_secs(2);
     let rule = files
         .to_string()
@@ -370,27 +377,12 @@ async fn get(url: &str) -> Result<(u16, Bytes), CliError> {
         let uri: http::Uri = url.parse()?;
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
         let stream = TcpStream::connect(&authority).await?;
-        let (mut client, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let exchange = async {
-            let path = uri.path_and_query().map_or("/", |path| path.as_str());
-            let request = http::Request::get(path)
-                .header(http::header::HOST, &authority)
-                .body(Empty::<Bytes>::new())?;
-            let response = client.send_request(request).await?;
-            let status = response.status().as_u16();
-            let body = response.into_body().collect().await?.to_bytes();
-            anyhow::Ok((status, body))
-        };
-        let connection = async {
-            // Its failures are the exchange's.
-            let _ = connection.await;
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            exchanged = exchange => exchanged,
-            () = connection => anyhow::bail!("the connection ended"),
-        }
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let request = http::Request::get(path)
+            .header(http::header::HOST, &authority)
+            .body(Full::default())?;
+        let (status, body) = client::exchange(stream, request).await?;
+        anyhow::Ok((status.as_u16(), body))
     };
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Ok(Ok(answer)) => Ok(answer),

@@ -3,7 +3,11 @@
 pub mod certs;
 pub mod config;
 pub mod demo;
+pub mod drain;
+mod client;
+pub mod inspect;
 pub mod run;
+mod table;
 
 use std::process::ExitCode;
 
@@ -54,6 +58,14 @@ enum Verb {
     Certs(certs::CertsArgs),
     /// Check a config file, or show the effective configuration.
     Config(config::ConfigArgs),
+    /// How a running node is: its first line says whether anything is wrong, and what.
+    Status(inspect::StatusArgs),
+    /// The other proxies, as a running proxy knows them.
+    Peers(inspect::PeersArgs),
+    /// Which proxies hold an agent, as a running proxy knows it.
+    Routes(inspect::RoutesArgs),
+    /// Let a running node leave in order, as SIGTERM does.
+    Drain(drain::DrainArgs),
 }
 
 /// Runs what the arguments ask for.
@@ -65,6 +77,10 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Some(Verb::Demo(args)) => demo::run(&args),
         Some(Verb::Certs(args)) => certs::run(args),
         Some(Verb::Config(args)) => config::run(args),
+        Some(Verb::Status(args)) => inspect::status(&args),
+        Some(Verb::Peers(args)) => inspect::peers(&args),
+        Some(Verb::Routes(args)) => inspect::routes(&args),
+        Some(Verb::Drain(args)) => drain::run(&args),
         None => run::run(&cli.run),
     }
 }

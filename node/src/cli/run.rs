@@ -45,11 +45,30 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
             random: Random::system(),
             hooks: Hooks::default(),
         };
-        let bound = app::build_with(loaded.config, parts)
+        let mut bound = app::build_with(loaded.config, parts)
             .await
             .map_err(|error| CliError::Failed(error.to_string()))?;
-        let name = signals.next().await;
-        tracing::info!(signal = name, "ending; a second signal ends at once");
+        loop {
+            tokio::select! {
+                biased;
+                name = signals.next() => {
+                    tracing::info!(signal = name, "ending; a second signal ends at once");
+                    break;
+                }
+                () = bound.drain_asked() => {}
+            }
+            tokio::select! {
+                biased;
+                name = signals.next() => {
+                    tracing::info!(signal = name, "ending; a second signal ends at once");
+                    break;
+                }
+                goes_on = bound.notice() => if goes_on {
+                    tracing::info!("ending, as asked over the admin API; a signal ends at once");
+                    break;
+                },
+            }
+        }
         tokio::select! {
             biased;
             _ = bound.shutdown() => Ok(()),
@@ -165,6 +184,16 @@ impl Threads {
             let _ = join.join();
         }
     }
+}
+
+/// Runs a verb that is not a node.
+///
+/// # Errors
+/// Those of the verb, or when there is no runtime for it.
+pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    single_threaded()
+        .map_err(|error| CliError::Failed(format!("cannot start: {error}")))?
+        .block_on(verb)
 }
 
 fn single_threaded() -> std::io::Result<Runtime> {

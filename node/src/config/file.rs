@@ -235,6 +235,7 @@ table!(
         group: Text,
         generation: Number,
         peers: Texts,
+        join_deadline: Time,
         drain_notice: Time,
         drain_deadline: Time,
         dial_deadline: Time,

@@ -86,6 +86,8 @@ pub struct ProxyConfig {
     pub generation: Generation,
     /// Other proxies to join, `host:port` each.
     pub peers: Vec<String>,
+    /// How long `/readyz` waits for the agents of a peer, when there are `peers`.
+    pub join_deadline: Duration,
     /// How long everything is still served after `/readyz` began to fail.
     pub drain_notice: Duration,
     /// The longest that a dial may take, from the user's request to the connected target.
@@ -109,6 +111,7 @@ impl ProxyConfig {
             group,
             generation: Generation(0),
             peers: Vec::new(),
+            join_deadline: Duration::from_secs(10),
             drain_notice: Duration::from_secs(5),
             dial_deadline: Duration::from_secs(10),
             reconnects_per_second: 200,

@@ -124,6 +124,7 @@ fn proxy_shape(proxy: &ProxyConfig, written: &Shape, paths: &Paths<'_>) -> Proxy
         group: text(&proxy.group),
         generation: i64::try_from(proxy.generation.0).ok().map(Number),
         peers: (!proxy.peers.is_empty()).then(|| Texts(proxy.peers.clone())),
+        join_deadline: time(proxy.join_deadline),
         drain_notice: time(proxy.drain_notice),
         drain_deadline: time(proxy.common.drain_deadline),
         dial_deadline: time(proxy.dial_deadline),

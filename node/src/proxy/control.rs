@@ -17,7 +17,8 @@ use tokio::time::Instant;
 
 use super::metrics::HandshakeRefusal;
 use super::session::{Ending, NewSession, Registration};
-use super::view::REFRESH_INTERVAL;
+use super::mesh::REFRESH_INTERVAL;
+use super::routing::Row;
 use super::{Phase, Shared};
 use crate::hooks::Connected;
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -73,6 +74,8 @@ struct Control {
     reader: FrameReader,
     /// The proxies, as this agent was told of them.
     told: Vec<Member>,
+    /// Peers know by this that the agent is here.
+    row: Row,
 }
 
 /// Serves an agent's connection until it ends.
@@ -138,22 +141,17 @@ async fn greet(
     agent: NodeName,
 ) -> Result<(Control, Registration), HelloError> {
     let (send, recv) = connection.accept_bi().await?;
-    let mut control = Control {
-        send,
-        recv,
-        reader: FrameReader::default(),
-        told: Vec::new(),
-    };
-    match control.reader.next::<Open>(&mut control.recv).await? {
+    let (mut send, mut recv, mut reader) = (send, recv, FrameReader::default());
+    match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) => return Err(HelloError::NotControl),
+        Open::Dial(_) | Open::Routes(_) | Open::Find(_) => return Err(HelloError::NotControl),
     }
     let AgentFrame::Hello(AgentHello {
         instance,
         version,
         services,
         ..
-    }) = control.reader.next::<AgentFrame>(&mut control.recv).await?
+    }) = reader.next::<AgentFrame>(&mut recv).await?
     else {
         return Err(HelloError::NotHello);
     };
@@ -165,8 +163,12 @@ async fn greet(
         connection: connection.clone(),
         runtime: Handle::current(),
     });
+    let row = shared
+        .routing
+        .hold(registration.session.agent.clone(), instance);
+    row.shared().await;
     let config = &shared.config;
-    let told = shared.view.members();
+    let told = shared.mesh.view();
     let mut answer = frames::encode(&Answer::Opened(Opened::default()))?;
     answer.extend(frames::encode(&ProxyFrame::Hello(ProxyHello {
         name: config.common.name.clone(),
@@ -179,10 +181,16 @@ async fn greet(
         ext: Vec::new(),
     }))?);
     answer.extend(frames::encode(&members(shared, told.clone()))?);
-    control.send.write_all(&answer).await?;
-    control.told = told;
-    control.reader.converse();
+    send.write_all(&answer).await?;
+    reader.converse();
     transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
+    let control = Control {
+        send,
+        recv,
+        reader,
+        told,
+        row,
+    };
     Ok((control, registration))
 }
 
@@ -195,7 +203,7 @@ async fn converse(
     let session = &registration.session;
     let mut phase = shared.phase.subscribe();
     let mut drain_told = false;
-    let mut changes = shared.view.changes();
+    let mut changes = shared.mesh.changes();
     // Agents that came together must not be told together.
     let mut rng = shared.random.generator();
     let mut refresh = Instant::now() + REFRESH_INTERVAL.mul_f64(rng.random_range(0.5..1.0));
@@ -203,12 +211,10 @@ async fn converse(
     loop {
         if !drain_told && matches!(*phase.borrow_and_update(), Phase::Draining) {
             drain_told = true;
-            // The notice is over by now.
-            let left = shared
-                .config
-                .common
-                .drain_deadline
-                .saturating_sub(shared.config.drain_notice);
+            let until = *shared.drain_until.borrow();
+            let left = until.map_or(Duration::ZERO, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
             let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
             let notice = ProxyFrame::Draining(Draining {
                 deadline_ms,
@@ -256,7 +262,7 @@ async fn converse(
                 tell_at = Some(Instant::now() + COALESCE);
             }
             () = tokio::time::sleep_until(tell_at.unwrap_or(refresh)) => {
-                let all = shared.view.members();
+                let all = shared.mesh.view();
                 let news: Vec<Member> = match tell_at.take() {
                     Some(_) => all.iter().filter(|member| !control.told.contains(member)).cloned().collect(),
                     None => {

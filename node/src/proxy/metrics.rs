@@ -1,8 +1,12 @@
 //! What a proxy measures.
 
-use mesh_proto::refusal::Reason;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use std::collections::BTreeMap;
 
+use mesh_proto::refusal::Reason;
+use mesh_proto::wire::MemberState;
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::mesh::state_name;
 use super::session::Ending;
 use crate::metrics::{self, MetricsError, NETWORK_SECONDS};
 
@@ -10,6 +14,15 @@ use crate::metrics::{self, MetricsError, NETWORK_SECONDS};
 const CODES: [&str; 21] = [
     "1xx", "200", "201", "204", "206", "2xx", "301", "302", "304", "3xx", "400", "401", "403",
     "404", "4xx", "500", "502", "503", "504", "5xx", "ok",
+];
+
+/// States of other proxies whose series exist from the start.
+const MEMBER_STATES: [MemberState; 5] = [
+    MemberState::Alive,
+    MemberState::Suspect,
+    MemberState::Draining,
+    MemberState::Left,
+    MemberState::Down,
 ];
 
 /// What a proxy measures.
@@ -27,6 +40,9 @@ pub struct ProxyMetrics {
     pub handshakes_retried: IntCounter,
     /// Packets lost on connections.
     pub lost_packets: IntCounter,
+    members: IntGaugeVec,
+    /// Packets of gossip that were not taken.
+    pub gossip_refused: IntCounter,
 }
 
 /// Where a dial went.
@@ -34,19 +50,21 @@ pub struct ProxyMetrics {
 pub enum Path {
     /// To a session of this proxy.
     Local,
+    /// To a session of a peer.
+    Peer,
     /// Nowhere.
     None,
 }
 
 impl Path {
-    /// All of them; `peer` is a value of the label, whose series exists from the start.
-    const LABELS: [&'static str; 3] = ["local", "peer", "none"];
+    const ALL: [Self; 3] = [Self::Local, Self::Peer, Self::None];
 
     /// The label's value.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::Peer => "peer",
             Self::None => "none",
         }
     }
@@ -125,7 +143,7 @@ impl ProxyMetrics {
                 &["path", "result"],
             )?,
         )?;
-        for path in Path::LABELS {
+        for path in Path::ALL.map(Path::as_str) {
             for result in Reason::ALL
                 .iter()
                 .map(|reason| reason.as_str())
@@ -150,7 +168,26 @@ impl ProxyMetrics {
                 requests.with_label_values(&[kind, code]);
             }
         }
+        let members = metrics::registered(
+            registry,
+            IntGaugeVec::new(
+                Opts::new(
+                    "mesh_proxy_members",
+                    "Other proxies of the cluster that this one knows of, by state. Those that have left or are down are forgotten in time.",
+                ),
+                &["state"],
+            )?,
+        )?;
+        for state in MEMBER_STATES.map(state_name) {
+            members.with_label_values(&[state]);
+        }
         Ok(Self {
+            members,
+            gossip_refused: metrics::counter(
+                registry,
+                "mesh_proxy_gossip_refused_total",
+                "Packets of gossip that were malformed, or bore another sender than the certificate.",
+            )?,
             agents: metrics::gauge(
                 registry,
                 "mesh_proxy_agents",
@@ -189,6 +226,17 @@ impl ProxyMetrics {
                 "Packets that QUIC connections of this node sent and declared lost, added when a stream opens and when a connection ends.",
             )?,
         })
+    }
+
+    /// Sets how many other proxies are known in which state.
+    pub(super) fn members(&self, states: impl Iterator<Item = MemberState>) {
+        let mut counts = BTreeMap::from(MEMBER_STATES.map(|state| (state_name(state), 0)));
+        for state in states {
+            *counts.entry(state_name(state)).or_default() += 1;
+        }
+        for (state, count) in counts {
+            self.members.with_label_values(&[state]).set(count);
+        }
     }
 
     pub(super) fn dialled(&self, path: Path, result: Result<(), Reason>) {

@@ -2,13 +2,17 @@
 
 mod accept;
 mod control;
+mod inbound;
 pub mod ingress;
+mod mesh;
 pub mod metrics;
 mod peers;
+mod report;
 pub mod router;
+mod routing;
 pub mod session;
+mod silence;
 mod users;
-mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +22,7 @@ use mesh_proto::close::CloseCode;
 use mesh_proto::name::{AgentRef, InvalidName, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
-use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER, Member, MemberState};
+use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER, Profile};
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -26,10 +30,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::accept::Admission;
+use self::mesh::Mesh;
 use self::metrics::ProxyMetrics;
-use self::router::{DialError, DialRequest};
+use self::peers::links::Links;
+pub(crate) use self::report::Handle;
+use self::router::{DialError, DialRequest, Misses, Reach};
+use self::routing::Routing;
 use self::session::{Session, Sessions};
-use self::view::{MEMBER_TTL, View};
 use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -44,9 +51,14 @@ use crate::tasks::Tasks;
 /// How long closing connections may tell the other side before the sockets go.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// How far the proxy is on its way out.
+/// How long gossip is given to tell that the proxy has left.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+
+/// How far the proxy is on its way in or out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// It serves, but knows no peer's agents yet: `/readyz` fails.
+    Joining,
     /// It serves.
     Serving,
     /// It serves, but `/readyz` fails, so that balancers look elsewhere.
@@ -63,9 +75,13 @@ pub(crate) struct Shared {
     pub(crate) hooks: Hooks,
     pub(crate) random: Random,
     pub(crate) epoch: u64,
+    started: Instant,
     /// Holds the state directory for as long as the proxy runs.
     _state_lock: Option<Arc<std::fs::File>>,
-    view: View,
+    mesh: Mesh,
+    links: Links,
+    routing: Arc<Routing>,
+    misses: Misses,
     pub(crate) node_metrics: NodeMetrics,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) budget: Arc<StallBudget>,
@@ -73,6 +89,8 @@ pub(crate) struct Shared {
     /// How many shards there are.
     pub(crate) shards: usize,
     pub(crate) phase: watch::Sender<Phase>,
+    /// When what still runs is cut.
+    drain_until: watch::Sender<Option<Instant>>,
     /// Whose pooled streams are to be closed, since a session of that agent ended.
     ended_sessions: tokio::sync::broadcast::Sender<NodeName>,
     admission: Admission,
@@ -161,6 +179,10 @@ pub struct Proxy {
     shared: Arc<Shared>,
     quic_addr: SocketAddr,
     ingress_addrs: Vec<SocketAddr>,
+    /// Instead of the config's.
+    drain_deadline: Option<Duration>,
+    /// When the drain began, with its notice.
+    drain_since: Option<Instant>,
     endpoints: Vec<quinn::Endpoint>,
     connections: Tasks,
     listeners: Tasks,
@@ -205,16 +227,23 @@ impl Proxy {
         let metrics = ProxyMetrics::new(&parts.registry)?;
         let quic = &config.common.quic;
         let shared = Arc::new(Shared {
-            view: View::new(Member {
-                name: config.common.name.clone(),
-                group: config.group.clone(),
-                generation: config.generation,
-                epoch: state.epoch,
-                addresses: Vec::new(),
-                state: MemberState::Alive,
-                ttl_ms: u64::try_from(MEMBER_TTL.as_millis()).unwrap_or(u64::MAX),
-                ext: Vec::new(),
-            }),
+            mesh: Mesh::new(
+                Profile {
+                    name: config.common.name.clone(),
+                    epoch: state.epoch,
+                    revision: 0,
+                    group: config.group.clone(),
+                    generation: config.generation,
+                    addresses: Vec::new(),
+                    peer_addresses: quic.peer_advertise.iter().cloned().collect(),
+                    draining: false,
+                    ext: Vec::new(),
+                },
+                u64::from_be_bytes(parts.random.bytes()),
+            ),
+            links: Links::new(config.common.name.clone()),
+            routing: Arc::new(Routing::new(state.epoch)),
+            misses: Misses::new(),
             epoch: state.epoch,
             _state_lock: state.lock,
             random: parts.random.clone(),
@@ -229,7 +258,13 @@ impl Proxy {
             shards: parts.shards.len(),
             node_metrics,
             metrics,
-            phase: watch::Sender::new(Phase::Serving),
+            phase: watch::Sender::new(if config.peers.is_empty() {
+                Phase::Serving
+            } else {
+                Phase::Joining
+            }),
+            drain_until: watch::Sender::new(None),
+            started: Instant::now(),
             ended_sessions: tokio::sync::broadcast::Sender::new(256),
             admission: Admission::new(quic.handshakes_per_second, quic.connections_max),
             cut: CancellationToken::new(),
@@ -268,9 +303,9 @@ impl Proxy {
                 .map_err(|error| EndpointError::Bind { address, error })?;
             endpoints.push(bound.endpoint);
         }
-        shared
-            .view
-            .set_own_addresses(advertised(&shared.config.common.quic.advertise, address));
+        shared.mesh.update_own(|own| {
+            own.addresses = advertised(&shared.config.common.quic.advertise, address);
+        });
         let mut listeners = Tasks::new("ingress");
         let first = parts
             .shards
@@ -287,6 +322,9 @@ impl Proxy {
         background.spawn_on(shared.budget.clone().keep(), &first);
         if let Some(endpoint) = endpoints.first() {
             background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
+            background.spawn_on(mesh::run(shared.clone()), &first);
+            background.spawn_on(routing::announce(shared.clone()), &first);
+            background.spawn_on(join(shared.clone()), &first);
         }
         tracing::info!(
             proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
@@ -297,6 +335,8 @@ impl Proxy {
             shared,
             quic_addr: address,
             ingress_addrs,
+            drain_deadline: None,
+            drain_since: None,
             endpoints,
             connections,
             listeners,
@@ -347,22 +387,62 @@ impl Proxy {
         })
     }
 
-    /// Leaves in order: `/readyz` fails for `drain_notice`, then new work is refused and what
-    /// runs may end until `drain_deadline`, counted from the call; the rest is cut. All tasks are
-    /// joined when it returns.
-    pub async fn shutdown(mut self) -> DrainReport {
-        let config = &self.shared.config;
-        let until = Instant::now() + config.common.drain_deadline;
-        let notice = config.drain_notice.min(config.common.drain_deadline);
-        tracing::info!(?notice, deadline = ?config.common.drain_deadline, "draining");
-        self.shared.node_metrics.draining.set(1);
-        self.shared.phase.send_replace(Phase::Notice);
-        tokio::time::sleep(notice).await;
+    /// What the admin API tells of the proxy.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::new(self.shared.clone(), self.ingress_addrs.clone())
+    }
 
+    /// The next drain has this deadline instead of the config's.
+    pub fn set_drain_deadline(&mut self, deadline: Option<Duration>) {
+        self.drain_deadline = deadline;
+    }
+
+    /// The first part of a drain: all is served for `drain_notice`, while `/readyz` fails.
+    /// Dropped before its end, it is to be followed by [`Proxy::cancel_notice`] or
+    /// [`Proxy::shutdown`].
+    pub async fn notice(&mut self) {
+        let config = &self.shared.config;
+        let deadline = self.drain_deadline.unwrap_or(config.common.drain_deadline);
+        let notice = config.drain_notice.min(deadline);
+        let since = match self.drain_since {
+            Some(since) => since,
+            None => {
+                tracing::info!(?notice, ?deadline, "draining");
+                self.shared.node_metrics.draining.set(1);
+                self.shared.phase.send_replace(Phase::Notice);
+                *self.drain_since.insert(Instant::now())
+            }
+        };
+        tokio::time::sleep_until(since + notice).await;
+    }
+
+    /// Takes a notice back: the proxy is ready again.
+    pub fn cancel_notice(&mut self) {
+        self.drain_since = None;
+        self.drain_deadline = None;
+        self.shared.node_metrics.draining.set(0);
+        self.shared.phase.send_replace(Phase::Serving);
+        tracing::info!("the drain was cancelled");
+    }
+
+    /// Leaves in order: `/readyz` fails for `drain_notice`, then new work is refused and what
+    /// runs may end until `drain_deadline`, counted from the beginning of the notice; the rest is
+    /// cut. All tasks are joined when it returns.
+    pub async fn shutdown(mut self) -> DrainReport {
+        self.notice().await;
+        let deadline = self
+            .drain_deadline
+            .unwrap_or(self.shared.config.common.drain_deadline);
+        let until = self.drain_since.unwrap_or_else(Instant::now) + deadline;
+        self.shared.drain_until.send_replace(Some(until));
         self.shared.phase.send_replace(Phase::Draining);
-        self.shared.view.set_own_state(MemberState::Draining);
+        self.shared.mesh.update_own(|own| own.draining = true);
         let listeners_done = tokio::time::timeout_at(until, async {
             self.listeners.join_all().await;
+            // Agents connect elsewhere first. Where there is no other proxy, nothing comes of waiting.
+            if self.shared.mesh.others_serve() {
+                self.shared.sessions.none().await;
+            }
             self.shared.node_metrics.no_streams().await;
         });
         let streams_cut = match listeners_done.await {
@@ -380,6 +460,9 @@ impl Proxy {
                 "the drain deadline has passed: streams that were still open are cut; raise proxy.drain_deadline if they should have longer"
             );
         }
+        self.shared.mesh.leave();
+        // Until the last words are on their way.
+        tokio::time::sleep(LAST_WORDS).await;
         self.shared.cut.cancel();
         self.listeners.shutdown(CLOSE_GRACE).await;
         for endpoint in &self.endpoints {
@@ -411,6 +494,32 @@ fn advertised(configured: &[String], bound: SocketAddr) -> Vec<String> {
         return vec![bound.to_string()];
     }
     configured.to_vec()
+}
+
+/// Ready is a proxy that knows the agents of a peer, or has waited for that long enough: a fresh one
+/// must not tell users that there is no such agent.
+async fn join(shared: Arc<Shared>) {
+    let mut first_copy = shared.routing.first_copy();
+    let deadline = shared.config.join_deadline;
+    let joined = tokio::time::timeout(deadline, first_copy.wait_for(|there| *there));
+    let Some(joined) = shared.cut.run_until_cancelled(joined).await else {
+        return;
+    };
+    let was_joining = shared
+        .phase
+        .send_if_modified(|phase| match phase {
+            Phase::Joining => {
+                *phase = Phase::Serving;
+                true
+            }
+            Phase::Serving | Phase::Notice | Phase::Draining => false,
+        });
+    if was_joining && joined.is_err() {
+        tracing::warn!(
+            ?deadline,
+            "no peer of proxy.peers has been reached within proxy.join_deadline: this proxy serves, but knows its own agents alone"
+        );
+    }
 }
 
 fn unix_seconds() -> u64 {
@@ -476,6 +585,6 @@ impl Dialer {
             deadline: self.deadline,
             trace: None,
         };
-        router::dial(&self.shared, &request, None).await
+        router::dial(&self.shared, &request, Reach::Mesh, None).await
     }
 }

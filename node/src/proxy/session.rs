@@ -10,9 +10,11 @@ use mesh_proto::name::NodeName;
 use mesh_proto::wire::Service;
 use quinn::ConnectionError;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::metrics::ProxyMetrics;
+use super::silence::Silence;
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +101,7 @@ pub struct Session {
     pub(super) runtime: Handle,
     services: Mutex<Vec<Service>>,
     leaving: AtomicBool,
+    silence: Silence,
     lost_packets: AtomicU64,
 }
 
@@ -119,6 +122,11 @@ impl Session {
     /// From now on the agent is not dialled through this session.
     pub(super) fn set_leaving(&self) {
         self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Somebody has waited in vain for a sign of life.
+    pub(super) fn set_silent(&self) {
+        self.silence.note(&self.connection);
     }
 
     fn is_live(&self) -> bool {
@@ -148,6 +156,7 @@ pub(super) struct NewSession {
 pub(super) struct Sessions {
     by_agent: RwLock<HashMap<NodeName, Vec<Arc<Session>>>>,
     next_id: AtomicU64,
+    count: watch::Sender<usize>,
     metrics: ProxyMetrics,
 }
 
@@ -156,6 +165,7 @@ impl Sessions {
         Arc::new(Self {
             by_agent: RwLock::default(),
             next_id: AtomicU64::new(1),
+            count: watch::Sender::new(0),
             metrics,
         })
     }
@@ -173,6 +183,7 @@ impl Sessions {
             runtime: new.runtime,
             services: Mutex::new(new.services),
             leaving: AtomicBool::new(false),
+            silence: Silence::new(),
             lost_packets: AtomicU64::new(0),
         });
         self.by_agent
@@ -182,6 +193,7 @@ impl Sessions {
             .or_default()
             .push(session.clone());
         self.metrics.agents.inc();
+        self.count.send_modify(|count| *count += 1);
         Registration {
             sessions: self.clone(),
             session,
@@ -189,18 +201,21 @@ impl Sessions {
         }
     }
 
-    /// The sessions through which an agent can be dialled, newest first.
+    /// The sessions through which an agent can be dialled, newest first, and last those on which
+    /// nothing came back.
     pub(super) fn live(&self, agent: &NodeName) -> Vec<Arc<Session>> {
         let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
         let Some(sessions) = by_agent.get(agent) else {
             return Vec::new();
         };
-        sessions
+        let mut live: Vec<_> = sessions
             .iter()
             .rev()
             .filter(|session| session.is_live())
             .cloned()
-            .collect()
+            .collect();
+        live.sort_by_key(|session| session.silence.lasts(&session.connection));
+        live
     }
 
     /// Whether the agent is connected and about to leave.
@@ -210,6 +225,13 @@ impl Sessions {
         by_agent
             .get(agent)
             .is_some_and(|sessions| sessions.iter().any(leaves))
+    }
+
+    /// Completes when no agent is connected.
+    pub(super) async fn none(&self) {
+        let mut count = self.count.subscribe();
+        // The sender lives as long as this.
+        let _ = count.wait_for(|count| *count == 0).await;
     }
 
     /// All sessions, by name and then oldest first.
@@ -252,6 +274,7 @@ impl Drop for Registration {
         drop(by_agent);
         self.session.count_lost_packets(&self.sessions.metrics);
         self.sessions.metrics.agents.dec();
+        self.sessions.count.send_modify(|count| *count -= 1);
         self.sessions.metrics.disconnected(self.ending);
     }
 }

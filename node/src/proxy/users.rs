@@ -1,21 +1,17 @@
 //! Users who connect by QUIC with an identity of their own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use mesh_proto::close::ResetCode;
 use mesh_proto::name::NodeName;
 use mesh_proto::principal::Principal;
 use mesh_proto::refusal::Reason;
-use mesh_proto::wire::{Answer, Open, Opened, Refused, WireError};
-use quinn::{Connection, RecvStream, SendStream};
+use mesh_proto::wire::{Open, Refused};
+use quinn::Connection;
 
 use super::Shared;
-use super::router::{self, DialRequest};
-use crate::forward;
-use crate::metrics::StreamMeter;
-use crate::quic::frames::{self, FrameError, FrameReader};
-use crate::quic::{TunnelStream, transport};
+use super::inbound::Inbound;
+use super::router::Reach;
+use crate::quic::transport;
 use crate::tasks::Tasks;
 
 /// Serves a user's connection until it ends.
@@ -30,9 +26,10 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (shared, user) = (shared.clone(), user.clone());
+                    let inbound = Inbound::new(format!("user:{user}"), send, recv);
                     tasks.spawn(async move {
                         let cut = shared.cut.clone();
-                        cut.run_until_cancelled(serve_stream(shared, user, send, recv)).await;
+                        cut.run_until_cancelled(serve_stream(shared, user, inbound)).await;
                     });
                 }
                 Err(error) => {
@@ -47,72 +44,22 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
     tasks.join_all().await;
 }
 
-async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut recv: RecvStream) {
-    let meter = StreamMeter::open(&shared.node_metrics);
-    let mut send = crate::quic::TunnelSend::new(send, meter.clone());
-    let timeout = shared.config.common.quic.handshake_timeout;
-    let mut reader = FrameReader::default();
-    let asked = match tokio::time::timeout(timeout, reader.next::<Open>(&mut recv)).await {
-        Ok(Ok(Open::Dial(dial))) => Ok(dial),
-        Ok(Ok(Open::Control(_))) => Err(Refused::new(
-            Reason::Unsupported,
-            "a user has no control stream",
-        )),
-        Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
-            Reason::Unsupported,
-            &format!(
-                "this proxy does not know that request ({error}); it may be older than the user's program"
-            ),
-        )),
-        Ok(Err(FrameError::Wire(error))) => {
-            tracing::info!(%user, %error, "a user sent a malformed request");
-            Err(Refused::new(
-                Reason::Internal,
-                &format!("the request is malformed: {error}"),
-            ))
-        }
-        Ok(Err(FrameError::Ended | FrameError::Truncated | FrameError::Read(_))) => return,
-        Err(_) => Err(Refused::new(
-            Reason::Timeout,
-            "no request came on the stream",
-        )),
+async fn serve_stream(shared: Arc<Shared>, user: NodeName, inbound: Inbound) {
+    let Some((inbound, open)) = inbound.open(&shared).await else {
+        return;
     };
-    let opened = match asked {
-        Ok(dial) => {
-            let request = DialRequest {
-                agent: dial.agent,
-                target: dial.target,
-                // Who it is, is in the certificate; what the frame claims is of no interest.
-                principal: Principal::User(user.clone()),
-                deadline: Duration::from_millis(dial.deadline_ms).min(shared.config.dial_deadline),
-                trace: dial.trace,
-            };
-            router::dial(&shared, &request, None)
-                .await
-                .map_err(|error| Refused::new(error.reason, &error.message))
+    match open {
+        // Who it is, is in the certificate; what the frame claims is of no interest.
+        Open::Dial(dial) => {
+            inbound
+                .dial(&shared, dial, Principal::User(user), Reach::Mesh)
+                .await;
         }
-        Err(refused) => Err(refused),
-    };
-    match opened {
-        Ok(tunnel) => {
-            let Ok(answer) = frames::encode(&Answer::Opened(Opened::default())) else {
-                return;
-            };
-            if send.write_frame(&answer).await.is_err() {
-                return;
-            }
-            let recv = crate::quic::TunnelRecv::new(recv, meter, &shared.budget);
-            if let Err(error) = forward::tunnels(TunnelStream::of(send, recv), tunnel).await {
-                tracing::debug!(%user, %error, "a stream broke");
-            }
-        }
-        Err(refused) => {
-            if let Ok(answer) = frames::encode(&Answer::Refused(refused))
-                && send.write_frame(&answer).await.is_ok()
-            {
-                send.finish();
-            }
-            let _ = recv.stop(ResetCode::Refused.code().into());
+        Open::Control(_) | Open::Routes(_) | Open::Find(_) => {
+            let what = "a user may dial, and nothing else";
+            inbound
+                .refuse(Refused::new(Reason::Unsupported, what))
+                .await;
         }
     }
 }

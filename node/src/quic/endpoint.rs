@@ -143,16 +143,17 @@ pub fn agent_client_config(
     client_config(tls, parts.config, parts.random)
 }
 
-/// The client side of a connection between proxies.
+/// The client side of a connection between proxies; with `name`, only to the proxy of that name.
 ///
 /// # Errors
 /// [`EndpointError`].
 pub fn peer_client_config(
     credentials: &Credentials,
     config: &QuicConfig,
+    name: Option<&NodeName>,
     random: &Random,
 ) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls = certs::client_config(credentials, ALPN_PEER, None, certs::system_time())?;
+    let tls = certs::client_config(credentials, ALPN_PEER, name, certs::system_time())?;
     client_config(tls, config, random)
 }
 

@@ -18,6 +18,10 @@ const WINDOWS_BEFORE_HELLO: u64 = 4;
 /// Stream windows of bytes that wait for an acknowledgement on one connection.
 const SEND_WINDOWS: u64 = 4;
 
+/// Bytes of datagrams that wait to be read, or to be sent, on one connection; older ones give way.
+/// Gossip between proxies travels in them; agents and users have none.
+const DATAGRAM_BYTES_MAX: usize = 128 << 10;
+
 /// Limits for a new connection, either side.
 #[must_use]
 pub fn transport(config: &QuicConfig) -> TransportConfig {
@@ -29,7 +33,8 @@ pub fn transport(config: &QuicConfig) -> TransportConfig {
         .stream_receive_window(config.stream_window_bytes.into())
         .receive_window(var_int(stream_window * WINDOWS_BEFORE_HELLO))
         .send_window(stream_window * SEND_WINDOWS)
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES_MAX))
+        .datagram_send_buffer_size(DATAGRAM_BYTES_MAX)
         .keep_alive_interval(Some(config.keepalive))
         .max_idle_timeout(IdleTimeout::try_from(silence(config)).ok())
         .congestion_controller_factory(controller(config.congestion));

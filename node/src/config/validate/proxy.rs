@@ -25,6 +25,7 @@ pub(super) struct ProxyPart {
     group: Group,
     generation: Generation,
     peers: Vec<String>,
+    join_deadline: Duration,
     drain_notice: Duration,
     drain_deadline: Duration,
     dial_deadline: Duration,
@@ -44,6 +45,7 @@ impl ProxyPart {
             group: self.group,
             generation: self.generation,
             peers: self.peers,
+            join_deadline: self.join_deadline,
             drain_notice: self.drain_notice,
             dial_deadline: self.dial_deadline,
             reconnects_per_second: self.reconnects_per_second,
@@ -82,6 +84,13 @@ pub(super) fn proxy(
         )
         .map(Generation);
     let peers = peers(check, section);
+    let join_deadline = check.duration(
+        "proxy.join_deadline",
+        section.join_deadline.as_ref(),
+        Duration::ZERO..=Duration::from_secs(600),
+        Duration::from_secs(10),
+        "/readyz waits so long for a peer",
+    );
     let drain = drain(check, section);
     let dial_deadline = check.duration(
         "proxy.dial_deadline",
@@ -155,6 +164,7 @@ pub(super) fn proxy(
         group: group?,
         generation: generation?,
         peers: peers?,
+        join_deadline: join_deadline?,
         drain_notice,
         drain_deadline,
         dial_deadline: dial_deadline?,
@@ -169,11 +179,7 @@ fn peers(check: &mut Checker<'_>, section: &ProxyShape) -> Option<Vec<String>> {
     let Some(texts) = &section.peers else {
         return Some(Vec::new());
     };
-    let peers = check.dial_addresses("proxy.peers", &texts.0, PEERS_MAX)?;
-    if !peers.is_empty() {
-        check.warn("proxy.peers", "this version tells agents of its peers but does not route between them: an agent is reached through the proxies that it is connected to, which is all of them unless a connection count says otherwise");
-    }
-    Some(peers)
+    check.dial_addresses("proxy.peers", &texts.0, PEERS_MAX)
 }
 
 /// Notice and deadline of a drain.

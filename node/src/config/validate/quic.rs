@@ -39,6 +39,17 @@ pub(super) fn quic(
             .dial_address("quic.peer_advertise", &text.0)
             .then(|| Some(text.0.clone())),
     };
+    if let (Some(advertise), Some(peer)) = (&advertise, &peer_advertise) {
+        let bytes: usize = advertise.iter().chain(peer).map(String::len).sum();
+        if bytes > PROFILE_ADDRESS_BYTES_MAX {
+            check.error(
+                "quic.advertise",
+                format!("is too long: with quic.peer_advertise it has {bytes} bytes, over the limit of {PROFILE_ADDRESS_BYTES_MAX}"),
+                "gossip tells of them in each of its packets: write fewer addresses, or one shorter name",
+            );
+            return None;
+        }
+    }
 
     let stream_window = check.size(
         "quic.stream_window",
@@ -201,10 +212,6 @@ fn unused(check: &mut Checker<'_>, shape: &QuicShape, role: Option<Role>) {
                 }
             }
         }
-        Some(Role::Proxy) if peer => check.warn(
-            "quic.peer_advertise",
-            "this version joins peers by proxy.peers alone, and this has no effect",
-        ),
         Some(Role::Proxy) | None => {}
     }
 }

@@ -11,7 +11,7 @@ use super::{Ingress, ServeConnection};
 use crate::forward::{self, ForwardError};
 use crate::net::Socket;
 use crate::proxy::Shared;
-use crate::proxy::router::{self, DialRequest, EarlyBytes};
+use crate::proxy::router::{self, DialRequest, EarlyBytes, Reach};
 use crate::quic::TunnelStream;
 
 pub(super) struct Server {
@@ -97,7 +97,7 @@ impl ServeConnection for Server {
             trace: None,
         };
         let early = EarlyBytes::of(&mut *socket);
-        let dialled = router::dial(&self.shared, &request, Some(early)).await;
+        let dialled = router::dial(&self.shared, &request, Reach::Mesh, Some(early)).await;
         self.shared
             .metrics
             .tcp_connection(dialled.as_ref().map(drop).map_err(|error| error.reason));

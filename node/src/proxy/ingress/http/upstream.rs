@@ -30,7 +30,7 @@ use super::executor::TrackedExecutor;
 use super::path::Scheme;
 use crate::net::BoxFuture;
 use crate::proxy::Shared;
-use crate::proxy::router::{self, DialError, DialRequest};
+use crate::proxy::router::{self, DialError, DialRequest, Reach};
 use crate::quic::TunnelStream;
 
 /// Pools at one time; of more, the one longest unused is dropped.
@@ -294,7 +294,7 @@ impl Connector {
             deadline,
             trace,
         };
-        let tunnel = router::dial(&self.shared, &request, None).await?;
+        let tunnel = router::dial(&self.shared, &request, Reach::Mesh, None).await?;
         let served = Served::default();
         match scheme {
             Scheme::Http => Ok(UpstreamIo::new(Transport::Plain(tunnel), served)),

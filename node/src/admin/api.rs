@@ -1,0 +1,127 @@
+//! `/api/v1`: what the node tells of itself, and what it can be told to do. See
+//! [`crate::report`] for the shapes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use mesh_proto::name::NodeName;
+
+use super::drain::{DrainAsk, NotNow};
+use crate::report::{ApiError, DrainRequest};
+use crate::{agent, proxy};
+
+/// The longest deadline of a drain, as in the config.
+const DRAIN_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The node behind the API.
+#[derive(Debug, Clone)]
+pub(crate) enum Node {
+    /// A proxy.
+    Proxy(proxy::Handle),
+    /// An agent.
+    Agent(agent::Handle),
+}
+
+#[derive(Debug)]
+struct Api {
+    node: Node,
+    drain: DrainAsk,
+}
+
+/// The routes of the API.
+pub(super) fn routes(node: Node, drain: DrainAsk) -> Router {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/peers", get(peers))
+        .route("/api/v1/routes/{agent}", get(route))
+        .route(
+            "/api/v1/drain",
+            axum::routing::post(begin_drain).delete(cancel_drain),
+        )
+        .with_state(Arc::new(Api { node, drain }))
+}
+
+fn refused(status: StatusCode, error: impl Into<String>) -> Response {
+    let error = ApiError {
+        error: error.into(),
+    };
+    (status, Json(error)).into_response()
+}
+
+async fn status(State(api): State<Arc<Api>>) -> Response {
+    match &api.node {
+        Node::Proxy(proxy) => Json(proxy.status()).into_response(),
+        Node::Agent(agent) => Json(agent.status()).into_response(),
+    }
+}
+
+impl Api {
+    fn proxy(&self) -> Result<&proxy::Handle, Response> {
+        match &self.node {
+            Node::Proxy(proxy) => Ok(proxy),
+            Node::Agent(_) => Err(refused(
+                StatusCode::NOT_FOUND,
+                "this node is an agent: ask a proxy",
+            )),
+        }
+    }
+}
+
+async fn peers(State(api): State<Arc<Api>>) -> Response {
+    match api.proxy() {
+        Ok(proxy) => Json(proxy.peers()).into_response(),
+        Err(refused) => refused,
+    }
+}
+
+async fn route(State(api): State<Arc<Api>>, Path(agent): Path<String>) -> Response {
+    let proxy = match api.proxy() {
+        Ok(proxy) => proxy,
+        Err(refused) => return refused,
+    };
+    match agent.parse::<NodeName>() {
+        Ok(agent) => Json(proxy.route(&agent)).into_response(),
+        Err(error) => refused(StatusCode::BAD_REQUEST, error.to_string()),
+    }
+}
+
+async fn begin_drain(
+    State(api): State<Arc<Api>>,
+    request: Result<Json<DrainRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, error.body_text()),
+    };
+    let deadline = match request.deadline_seconds.map(Duration::try_from_secs_f64) {
+        None => None,
+        Some(Ok(deadline)) if deadline <= DRAIN_DEADLINE_MAX => Some(deadline),
+        Some(_) => {
+            return refused(
+                StatusCode::BAD_REQUEST,
+                "deadline_seconds is not between 0 and 86400",
+            );
+        }
+    };
+    match api.drain.ask(deadline) {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(NotNow) => refused(StatusCode::CONFLICT, "the node drains already"),
+    }
+}
+
+async fn cancel_drain(State(api): State<Arc<Api>>) -> Response {
+    match api.drain.cancel() {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(NotNow) => refused(
+            StatusCode::CONFLICT,
+            "there is no drain that can be cancelled: it can during proxy.drain_notice, when it was asked for by `node drain`",
+        ),
+    }
+}

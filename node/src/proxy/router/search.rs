@@ -1,0 +1,170 @@
+//! One way after the other, until one leads to the agent or the time is up.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::name::NodeName;
+use mesh_proto::refusal::Reason;
+use tokio::time::Instant;
+
+use super::super::Shared;
+use super::super::metrics::Path;
+use super::ask::EarlyBytes;
+use super::way::Way;
+use super::{DialRequest, Reach, Refusal};
+use crate::quic::TunnelStream;
+
+/// The search of one dial.
+pub(super) struct Search<'a> {
+    shared: &'a Arc<Shared>,
+    request: &'a DialRequest,
+    reach: Reach,
+    pub(super) until: Instant,
+    early: Option<EarlyBytes<'a>>,
+    /// Peers that were tried; none is twice.
+    pub(super) tried: BTreeSet<NodeName>,
+    /// What was said on the ways that did not lead there.
+    refusals: Vec<(Path, Refusal)>,
+    /// What the search has come to.
+    end: Option<(Path, Result<TunnelStream, Refusal>)>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        request: &'a DialRequest,
+        reach: Reach,
+        early: Option<EarlyBytes<'a>>,
+    ) -> Self {
+        Self {
+            shared,
+            request,
+            reach,
+            until: Instant::now() + request.deadline,
+            early,
+            tried: BTreeSet::new(),
+            refusals: Vec::new(),
+            end: None,
+        }
+    }
+
+    /// Whether nobody was found who holds the agent, and it may be looked for elsewhere.
+    pub(super) fn is_missing(&self) -> bool {
+        self.end.is_none()
+            && self.may_go_on()
+            && self
+                .refusals
+                .iter()
+                .all(|(path, refusal)| *path == Path::Peer && refusal.reason == Reason::NoAgent)
+    }
+
+    fn may_go_on(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    /// Tries ways in their order.
+    pub(super) async fn all(&mut self, ways: Vec<Way>) {
+        let count = ways.len();
+        for (index, way) in ways.into_iter().enumerate() {
+            if self.end.is_some() || !self.may_go_on() {
+                return;
+            }
+            if let Way::Peer(link) = &way
+                && !self.tried.insert(link.name.clone())
+            {
+                continue;
+            }
+            let patience = self.patience(count - index - 1);
+            let result = way
+                .open(
+                    self.shared,
+                    self.request,
+                    self.until,
+                    patience,
+                    self.early.as_mut(),
+                )
+                .await;
+            let path = way.path();
+            match result {
+                Ok(stream) => self.end = Some((path, Ok(stream))),
+                Err(refusal) if self.is_final(path, &refusal) => {
+                    self.end = Some((path, Err(refusal)));
+                }
+                Err(refusal) => self.refusals.push((path, refusal)),
+            }
+        }
+    }
+
+    /// How long a way may show no sign of life: not long when there are others. A dial that a peer
+    /// has passed on may have others there.
+    fn patience(&self, others: usize) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        match (others, self.reach) {
+            (0, Reach::Mesh) => None,
+            (0, Reach::Here) => Some(left / 2),
+            _ => Some(Duration::ZERO),
+        }
+    }
+
+    /// Whether the answer would be the same elsewhere, or another attempt could do harm.
+    fn is_final(&self, path: Path, refusal: &Refusal) -> bool {
+        match refusal.reason {
+            // A target may have seen the bytes behind `Open`, so that they go out once only.
+            Reason::Lost => self
+                .early
+                .as_ref()
+                .is_some_and(|early| !early.is_resendable()),
+            // A route that is no more.
+            Reason::NoAgent => path != Path::Peer,
+            reason => !reason.may_try_elsewhere(),
+        }
+    }
+
+    /// What the dial comes to.
+    pub(super) fn end(self, agent: &NodeName) -> (Path, Result<TunnelStream, Refusal>) {
+        if let Some(end) = self.end {
+            return end;
+        }
+        let refusals = self.refusals;
+        let found = refusals
+            .iter()
+            .filter(|(_, refusal)| refusal.reason != Reason::NoAgent);
+        // The last word of those that hold the agent; what the others said is told behind it.
+        let Some((path, last)) = found.last() else {
+            return (Path::None, Err(self::missing(self.shared, agent, self.reach)));
+        };
+        let mut message = last.message.clone();
+        let mut said = BTreeSet::from([last.message.as_str()]);
+        for (_, refusal) in &refusals {
+            if refusal.reason != Reason::NoAgent && said.insert(&refusal.message) {
+                let _ = write!(
+                    message,
+                    "; before, {}: {}",
+                    refusal.reason, refusal.message
+                );
+            }
+        }
+        let refusal = Refusal::new(last.reason, message);
+        (*path, Err(refusal))
+    }
+}
+
+fn missing(shared: &Shared, agent: &NodeName, reach: Reach) -> Refusal {
+    if shared.sessions.is_leaving(agent) {
+        let message = format!("the agent {agent} is about to leave");
+        return Refusal::new(Reason::Draining, message);
+    }
+    let own = &shared.config.common.name;
+    let peers = shared.links.all().len();
+    let place = match (reach, peers) {
+        (Reach::Here, _) | (Reach::Mesh, 0) => format!("the proxy {own}"),
+        (Reach::Mesh, 1) => format!("the proxy {own} or its one peer"),
+        (Reach::Mesh, peers) => format!("the proxy {own} or one of its {peers} peers"),
+    };
+    let message = format!(
+        "no agent `{agent}` is connected to {place}; see that it runs, that it is spelled so, and read its log"
+    );
+    Refusal::new(Reason::NoAgent, message)
+}

@@ -1,0 +1,420 @@
+//! Routes: tells peers which agents are here, and knows which agents are at peers. Drives
+//! [`mesh_proto::routes`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use mesh_proto::name::NodeName;
+use mesh_proto::routes::{Cursor, Head, Limits, OwnRoutes, PeerRoutes};
+use mesh_proto::wire::{
+    Answer, Open, OpenRoutes, RoutesFrame, RoutesHead, RoutesReaderFrame, WireError,
+};
+use quinn::{ConnectionError, RecvStream, SendStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::peers::links::Link;
+use crate::quic::frames::{self, FrameError, FrameReader};
+
+/// How long changes of the own routes are gathered before gossip tells of them: peers hear of each
+/// at once on their streams, and gossip only lets them notice that they have missed one.
+const HEAD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a peer's copy may be behind what gossip tells of it before it is read anew.
+const BEHIND_FOR: Duration = Duration::from_secs(3);
+
+/// How long a stream of routes that broke waits before the next one.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How long an agent's registration waits until the peers know of it.
+const SHARE_DEADLINE: Duration = Duration::from_millis(500);
+
+/// A stream of routes could not begin, or broke.
+#[derive(Debug, thiserror::Error)]
+enum RoutesError {
+    #[error("it refused: {0}")]
+    Refused(String),
+    #[error("its routes do not fit what is known: {0}")]
+    Misfit(#[from] mesh_proto::routes::RoutesError),
+    #[error("gossip tells of routes that it has not told")]
+    Behind,
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Write(#[from] quinn::WriteError),
+    #[error(transparent)]
+    Encode(#[from] WireError),
+}
+
+/// Own routes, copies of the peers', and who has heard what.
+#[derive(Debug)]
+pub(super) struct Routing {
+    own: Mutex<OwnRoutes>,
+    /// The sequence of the own routes.
+    sequence: watch::Sender<u64>,
+    copies: RwLock<PeerRoutes>,
+    /// Which of the own changes each reader of them has confirmed.
+    confirmed: watch::Sender<BTreeMap<u64, u64>>,
+    next_reader: AtomicU64,
+    /// Gossip has told of a peer's routes.
+    heard: watch::Sender<u64>,
+    /// The first whole copy of a peer's routes is there.
+    first_copy: watch::Sender<bool>,
+}
+
+impl Routing {
+    pub(super) fn new(epoch: u64) -> Self {
+        Self {
+            own: Mutex::new(OwnRoutes::new(epoch, &Limits::default())),
+            sequence: watch::Sender::new(0),
+            copies: RwLock::new(PeerRoutes::new(Limits::default())),
+            confirmed: watch::Sender::new(BTreeMap::new()),
+            next_reader: AtomicU64::new(0),
+            heard: watch::Sender::new(0),
+            first_copy: watch::Sender::new(false),
+        }
+    }
+
+    fn own(&self) -> MutexGuard<'_, OwnRoutes> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An agent is here, until the guard drops.
+    pub(super) fn hold(self: &Arc<Self>, agent: NodeName, instance: [u8; 16]) -> Row {
+        let sequence = self.own().add(agent.clone(), instance);
+        self.sequence.send_replace(sequence);
+        Row {
+            routing: self.clone(),
+            agent,
+            instance,
+            sequence,
+        }
+    }
+
+    /// The proxies that claim to hold an agent.
+    pub(super) fn holders(&self, agent: &NodeName) -> Vec<NodeName> {
+        let copies = self.copies.read().unwrap_or_else(PoisonError::into_inner);
+        copies.holders(agent).cloned().collect()
+    }
+
+    /// Where an agent's processes are, by what peers tell.
+    pub(super) fn instances(&self, agent: &NodeName) -> Vec<(NodeName, [u8; 16])> {
+        let copies = self.copies.read().unwrap_or_else(PoisonError::into_inner);
+        copies
+            .instances(agent)
+            .map(|(owner, instance)| (owner.clone(), *instance))
+            .collect()
+    }
+
+    /// How many rows a peer has told, when its copy is whole.
+    pub(super) fn have(&self, owner: &NodeName) -> Option<Head> {
+        let copies = self.copies.read().unwrap_or_else(PoisonError::into_inner);
+        copies.have(owner)
+    }
+
+    /// A member is gone, and its rows with it.
+    pub(super) fn forget(&self, owner: &NodeName) {
+        let mut copies = self.copies.write().unwrap_or_else(PoisonError::into_inner);
+        copies.forget(owner);
+    }
+
+    /// Gossip has told how far a peer's routes are.
+    pub(super) fn heard_of(&self, _owner: &NodeName) {
+        self.heard.send_modify(|count| *count += 1);
+    }
+
+    /// Whether the routes of some peer are there.
+    pub(super) fn first_copy(&self) -> watch::Receiver<bool> {
+        self.first_copy.subscribe()
+    }
+
+    fn is_behind(&self, owner: &NodeName, head: RoutesHead) -> bool {
+        let copies = self.copies.read().unwrap_or_else(PoisonError::into_inner);
+        let head = Head {
+            epoch: head.epoch,
+            sequence: head.sequence,
+            count: u64::from(head.count),
+        };
+        copies.is_behind(owner, head)
+    }
+
+}
+
+/// A row of the own routes.
+#[derive(Debug)]
+pub(super) struct Row {
+    routing: Arc<Routing>,
+    agent: NodeName,
+    instance: [u8; 16],
+    sequence: u64,
+}
+
+impl Row {
+    /// Completes when every peer that reads this proxy's routes knows of the row, or a short
+    /// deadline has passed: from then on the agent can be dialled through any proxy.
+    pub(super) async fn shared(&self) {
+        let mut confirmed = self.routing.confirmed.subscribe();
+        let known = confirmed.wait_for(|confirmed| {
+            confirmed
+                .values()
+                .all(|sequence| *sequence >= self.sequence)
+        });
+        if tokio::time::timeout(SHARE_DEADLINE, known).await.is_err() {
+            tracing::debug!(agent = %self.agent, "a peer has not confirmed the agent's route in time");
+        }
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        let sequence = self.routing.own().remove(&self.agent, &self.instance);
+        self.routing.sequence.send_replace(sequence);
+    }
+}
+
+/// Lets gossip tell how far the own routes are, until the proxy ends.
+pub(super) async fn announce(shared: Arc<Shared>) {
+    let mut changes = shared.routing.sequence.subscribe();
+    loop {
+        changes.mark_unchanged();
+        let head = shared.routing.own().head();
+        shared.mesh.set_head(RoutesHead {
+            epoch: head.epoch,
+            sequence: head.sequence,
+            count: u32::try_from(head.count).unwrap_or(u32::MAX),
+        });
+        let next = async {
+            tokio::time::sleep(HEAD_INTERVAL).await;
+            changes.changed().await.is_ok()
+        };
+        if shared.cut.run_until_cancelled(next).await != Some(true) {
+            break;
+        }
+    }
+}
+
+/// Reads a peer's routes for as long as its connection stands.
+pub(super) async fn follow(shared: Arc<Shared>, link: Arc<Link>) {
+    let mut links = shared.links.changes();
+    loop {
+        links.mark_unchanged();
+        if link.connection.close_reason().is_some() {
+            return;
+        }
+        // Over the connection that is kept alone.
+        let is_best = shared
+            .links
+            .best(&link.name)
+            .is_some_and(|best| Arc::ptr_eq(&best, &link));
+        if !is_best {
+            tokio::select! {
+                biased;
+                _ = link.connection.closed() => return,
+                changed = links.changed() => if changed.is_err() { return } else { continue },
+            }
+        }
+        let error = tokio::select! {
+            biased;
+            _ = link.connection.closed() => return,
+            error = read(&shared, &link) => error,
+        };
+        tracing::debug!(peer = %link.name, %error, "reading a peer's routes anew");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Reads until something breaks.
+async fn read(shared: &Shared, link: &Link) -> RoutesError {
+    match try_read(shared, link).await {
+        Ok(never) => match never {},
+        Err(error) => {
+            if matches!(error, RoutesError::Misfit(_) | RoutesError::Behind) {
+                // From scratch.
+                shared.routing.forget(&link.name);
+            }
+            error
+        }
+    }
+}
+
+async fn try_read(
+    shared: &Shared,
+    link: &Link,
+) -> Result<std::convert::Infallible, RoutesError> {
+    let routing = &shared.routing;
+    let (mut send, mut recv) = link.connection.open_bi().await?;
+    let have = routing
+        .have(&link.name)
+        .filter(|head| head.epoch == link.epoch)
+        .map(Head::position);
+    let open = Open::Routes(OpenRoutes {
+        have,
+        ext: Vec::new(),
+    });
+    send.write_all(&frames::encode(&open)?).await?;
+    let mut reader = FrameReader::default();
+    match reader.next::<Answer>(&mut recv).await? {
+        Answer::Opened(_) => {}
+        Answer::Refused(refused) => return Err(RoutesError::Refused(refused.message)),
+    }
+    reader.converse();
+    let mut heard = routing.heard.subscribe();
+    let mut behind_since: Option<Instant> = None;
+    loop {
+        let give_up = behind_since.map(|since| since + BEHIND_FOR);
+        let frame = tokio::select! {
+            biased;
+            frame = reader.next::<RoutesFrame>(&mut recv) => frame?,
+            changed = heard.changed(), if behind_since.is_none() => {
+                if changed.is_ok()
+                    && shared
+                        .mesh
+                        .head(&link.name)
+                        .is_some_and(|head| routing.is_behind(&link.name, head))
+                {
+                    behind_since = Some(Instant::now());
+                }
+                continue;
+            }
+            () = sleep_until(give_up) => {
+                behind_since = None;
+                match shared.mesh.head(&link.name) {
+                    Some(head) if routing.is_behind(&link.name, head) => {
+                        return Err(RoutesError::Behind);
+                    }
+                    Some(_) | None => continue,
+                }
+            }
+        };
+        let applied = {
+            let mut copies = routing
+                .copies
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            copies.apply(&link.name, frame)?
+        };
+        if let Some(applied) = applied {
+            routing.first_copy.send_if_modified(|there| !std::mem::replace(there, true));
+            let frame = RoutesReaderFrame::Applied(applied);
+            send.write_all(&frames::encode(&frame)?).await?;
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells a peer the own routes for as long as its stream stands.
+pub(super) async fn tell(
+    shared: &Arc<Shared>,
+    link: &Link,
+    open: OpenRoutes,
+    send: SendStream,
+    recv: RecvStream,
+) {
+    let cursor = shared.routing.own().cursor(open.have);
+    let reader = Reader::of(&shared.routing, cursor);
+    let told = async {
+        tokio::select! {
+            biased;
+            error = hear(&reader, recv) => error,
+            error = write(&reader, send) => error,
+        }
+    };
+    let error = told.await;
+    tracing::debug!(peer = %link.name, %error, "a peer reads the routes of this proxy no more");
+}
+
+/// Somebody who reads the own routes; registrations wait for him.
+struct Reader<'a> {
+    routing: &'a Routing,
+    id: u64,
+    cursor: Mutex<Cursor>,
+}
+
+impl<'a> Reader<'a> {
+    fn of(routing: &'a Routing, cursor: Cursor) -> Self {
+        let id = routing.next_reader.fetch_add(1, Ordering::Relaxed);
+        routing.confirmed.send_modify(|confirmed| {
+            confirmed.insert(id, 0);
+        });
+        Self {
+            routing,
+            id,
+            cursor: Mutex::new(cursor),
+        }
+    }
+
+    fn cursor(&self) -> MutexGuard<'_, Cursor> {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn confirm(&self, sequence: u64) {
+        self.routing.confirmed.send_if_modified(|confirmed| {
+            let Some(before) = confirmed.get_mut(&self.id) else {
+                return false;
+            };
+            let is_news = *before < sequence;
+            *before = sequence.max(*before);
+            is_news
+        });
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.routing.confirmed.send_modify(|confirmed| {
+            confirmed.remove(&self.id);
+        });
+    }
+}
+
+async fn hear(reader: &Reader<'_>, mut recv: RecvStream) -> RoutesError {
+    let mut frames = FrameReader::default();
+    frames.converse();
+    loop {
+        match frames.next::<RoutesReaderFrame>(&mut recv).await {
+            Ok(RoutesReaderFrame::Applied(applied)) => {
+                if let Err(error) = reader.cursor().applied(&applied) {
+                    return error.into();
+                }
+                reader.confirm(applied.sequence);
+            }
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
+    let routing = reader.routing;
+    let mut changes = routing.sequence.subscribe();
+    loop {
+        changes.mark_unchanged();
+        loop {
+            // Not in the condition, where the lock would be held across the await.
+            let frame = routing.own().next_for(&mut reader.cursor());
+            let Some(frame) = frame else {
+                break;
+            };
+            let written = match frames::encode(&frame) {
+                Ok(bytes) => send.write_all(&bytes).await.map_err(RoutesError::from),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = written {
+                return error;
+            }
+        }
+        if changes.changed().await.is_err() {
+            return RoutesError::Connection(ConnectionError::LocallyClosed);
+        }
+    }
+}
