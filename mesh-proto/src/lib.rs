@@ -21,6 +21,7 @@
 //! | [`principal`] | on whose behalf |
 //! | [`refusal`] | why a dial was refused |
 //! | [`close`] | codes with which streams are reset and connections closed |
+//! | [`routes`] | who holds which agent: a proxy's own rows, and its copies of its peers' rows |
 //! | [`time`] | points in time, which every state machine takes as arguments |
 //! | [`tracker`] | leases: whether an agent should dial one more proxy |
 //! | [`wire`] | frames, their limits and their encoding |
@@ -33,6 +34,7 @@ pub mod name;
 pub mod pool;
 pub mod principal;
 pub mod refusal;
+pub mod routes;
 pub mod target;
 mod text;
 pub mod time;

@@ -39,6 +39,9 @@ pub const SERVICES_MAX: usize = 1024;
 /// How many proxies one view may tell of.
 pub const MEMBERS_MAX: usize = 1024;
 
+/// How many rows one list of a routes frame may have.
+pub const ROUTES_ROWS_MAX: usize = 4096;
+
 /// How many addresses one proxy may advertise.
 pub const ADDRESSES_MAX: usize = 16;
 

@@ -146,7 +146,7 @@ async fn greet(
     };
     match control.reader.next::<Open>(&mut control.recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) => return Err(HelloError::NotControl),
+        Open::Dial(_) | Open::Routes(_) | Open::Find(_) => return Err(HelloError::NotControl),
     }
     let AgentFrame::Hello(AgentHello {
         instance,

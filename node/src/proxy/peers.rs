@@ -218,7 +218,7 @@ async fn accept(
     let mut reader = FrameReader::default();
     match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) => {
+        Open::Dial(_) | Open::Routes(_) | Open::Find(_) => {
             return Err(PeerError::Protocol(
                 "its first stream is not a control stream",
             ));

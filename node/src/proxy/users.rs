@@ -58,6 +58,10 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
             Reason::Unsupported,
             "a user has no control stream",
         )),
+        Ok(Ok(Open::Routes(_) | Open::Find(_))) => Err(Refused::new(
+            Reason::Unsupported,
+            "routes are for proxies, not for users",
+        )),
         Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
             Reason::Unsupported,
             &format!(
