@@ -9,9 +9,11 @@ use crate::allow::{AllowList, AllowRule};
 use crate::name::{AgentRef, Cluster, Generation, Group, NodeName, ServiceName, TokenName};
 use crate::principal::Principal;
 use crate::refusal::Reason;
+use crate::routes::{Limits, PeerRoutes};
 use crate::target::{HostName, Target, UnixPath};
 use crate::wire::{
-    AgentFrame, Answer, FRAME_HEADER_BYTES, Frame, FrameHeader, Open, ProxyFrame, TraceContext,
+    AgentFrame, Answer, FRAME_HEADER_BYTES, Frame, FrameHeader, Open, ProxyFrame, RoutesFrame,
+    RoutesReaderFrame, TraceContext,
 };
 
 /// What a fuzz target does with one input.
@@ -23,6 +25,8 @@ pub const TARGETS: &[(&str, Run)] = &[
     ("answer", answer),
     ("agent", agent),
     ("proxy", proxy),
+    ("routes", routes),
+    ("routes_reader", routes_reader),
     ("text", text),
     ("allow", allow),
 ];
@@ -45,6 +49,17 @@ pub fn agent(data: &[u8]) {
 /// A control stream as an agent reads it.
 pub fn proxy(data: &[u8]) {
     frames::<ProxyFrame>(data);
+}
+
+/// Routes as a reader takes them from their owner, and what its copies become.
+pub fn routes(data: &[u8]) {
+    frames::<RoutesFrame>(data);
+    copies(data);
+}
+
+/// What an owner of routes hears from a reader.
+pub fn routes_reader(data: &[u8]) {
+    frames::<RoutesReaderFrame>(data);
 }
 
 /// Every text form: what is read is written as something that reads as the same.
@@ -154,6 +169,63 @@ fn reencoded<F: Frame + PartialEq + Debug>(frame: &F) {
         Some(frame),
         "a frame survives its round trip"
     );
+}
+
+/// Applies every frame, for two owners in turn, whatever came before it.
+fn copies(mut data: &[u8]) {
+    let limits = Limits {
+        rows_per_owner_max: 6,
+        rows_max: 8,
+        ..Limits::default()
+    };
+    let rows_max = limits.rows_max;
+    let mut copies = PeerRoutes::new(limits);
+    let owners = ["p1", "p2"].map(|name| name.parse::<NodeName>().ok());
+    for owner in owners.iter().flatten().cycle() {
+        let Some((header, rest)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+            break;
+        };
+        let Ok(header) = FrameHeader::decode(*header, RoutesFrame::BODY_BYTES_MAX) else {
+            break;
+        };
+        let Ok(body_bytes) = usize::try_from(header.body_bytes) else {
+            break;
+        };
+        let Some((body, rest)) = rest.split_at_checked(body_bytes) else {
+            break;
+        };
+        data = rest;
+        let Ok(frame) = RoutesFrame::decode(header, body) else {
+            break;
+        };
+        let Some(frame) = frame else { continue };
+        let before = copies.len();
+        let result = copies.apply(owner, frame.clone());
+        if let (Err(_), RoutesFrame::Delta(_)) = (&result, &frame) {
+            assert_eq!(copies.len(), before, "a refused delta changed rows");
+        }
+        if let Ok(Some(applied)) = &result {
+            let have = copies.have(owner).map(|have| have.sequence);
+            assert_eq!(
+                have,
+                Some(applied.sequence),
+                "an incomplete copy was acknowledged"
+            );
+        }
+        let of_owners: usize = copies.owners().map(|(_, rows, _)| rows).sum();
+        assert_eq!(copies.len(), of_owners, "rows that belong to nobody");
+        let claims: usize = copies
+            .agents(None, usize::MAX)
+            .map(|agent| copies.instances(agent).count())
+            .sum();
+        assert_eq!(copies.len(), claims, "rows that cannot be found");
+        assert!(copies.len() <= rows_max, "more rows than the limit");
+    }
+    for owner in owners.iter().flatten() {
+        copies.forget(owner);
+    }
+    assert!(copies.is_empty(), "rows outlive their owners");
+    assert_eq!(copies.agents_len(), 0, "agents outlive their rows");
 }
 
 fn round_trip<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str) {

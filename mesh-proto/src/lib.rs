@@ -21,6 +21,7 @@
 //! | [`principal`] | on whose behalf |
 //! | [`refusal`] | why a dial was refused |
 //! | [`close`] | codes with which streams are reset and connections closed |
+//! | [`routes`] | who holds which agent: a proxy's own rows, and its copies of its peers' rows |
 //! | [`time`] | points in time, which every state machine takes as arguments |
 //! | [`tracker`] | leases: whether an agent should dial one more proxy |
 //! | [`wire`] | frames, their limits and their encoding |
@@ -29,10 +30,12 @@ pub mod allow;
 pub mod close;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod membership;
 pub mod name;
 pub mod pool;
 pub mod principal;
 pub mod refusal;
+pub mod routes;
 pub mod target;
 mod text;
 pub mod time;

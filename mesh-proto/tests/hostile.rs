@@ -3,7 +3,8 @@
 
 use mesh_proto::wire::{
     AgentFrame, Answer, CONTROL_BYTES_MAX, EXT_ENTRIES_MAX, Ext, FRAME_HEADER_BYTES, Frame,
-    FrameHeader, Open, Protocol, ProxyFrame, SERVICES_MAX, Service, Services, WireError,
+    FrameHeader, Open, Protocol, ProxyFrame, ROUTES_ROWS_MAX, RoutesFrame, RoutesReaderFrame,
+    RoutesRows, Row, SERVICES_MAX, Service, Services, WireError,
 };
 
 /// What an error and its text may cost, in bytes.
@@ -31,10 +32,12 @@ fn held_bytes<F: Frame>(kinds: &[u16], body: &[u8]) -> u64 {
 
 fn all(body: &[u8]) -> u64 {
     [
-        held_bytes::<Open>(&[1, 2], body),
+        held_bytes::<Open>(&[1, 2, 3, 5], body),
         held_bytes::<Answer>(&[0x0101, 0x0102], body),
         held_bytes::<AgentFrame>(&[0x0201, 0x0202, 0x0203], body),
         held_bytes::<ProxyFrame>(&[0x0301, 0x0302, 0x0303], body),
+        held_bytes::<RoutesFrame>(&[0x0501, 0x0502, 0x0503], body),
+        held_bytes::<RoutesReaderFrame>(&[0x0581], body),
     ]
     .into_iter()
     .max()
@@ -131,4 +134,39 @@ fn a_list_that_never_ends_is_stopped_at_its_limit() {
         "{} bytes held",
         count.bytes_max
     );
+}
+
+#[test]
+fn rows_cost_a_bounded_multiple_of_themselves_and_have_a_limit() {
+    let rows = |count: usize| {
+        let row = |n: usize| Row {
+            agent: format!("a{n}").parse().unwrap(),
+            instance: [0; 16],
+        };
+        RoutesFrame::Rows(RoutesRows {
+            rows: (0..count).map(row).collect(),
+            last: false,
+            ext: Ext::new(),
+        })
+    };
+    let mut bytes = Vec::new();
+    let error = rows(ROUTES_ROWS_MAX + 1).encode(&mut bytes).unwrap_err();
+    assert!(error.to_string().contains("at most 4096"), "{error}");
+    rows(ROUTES_ROWS_MAX).encode(&mut bytes).unwrap();
+    let (header, body) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>().unwrap();
+    let header = FrameHeader::decode(*header, CONTROL_BYTES_MAX).unwrap();
+    let count = allocation_counter::measure(|| {
+        assert!(RoutesFrame::decode(header, body).is_ok());
+    });
+    let held_bytes_max = 8 * body.len() as u64;
+    assert!(
+        count.bytes_max <= held_bytes_max,
+        "{} of {held_bytes_max} bytes held",
+        count.bytes_max
+    );
+    // One more in the count alone, and the same bytes: refused before they are looked at.
+    let mut body = body.to_vec();
+    body[..3].copy_from_slice(&[251, 0x01, 0x10]);
+    let error = RoutesFrame::decode(header, &body).unwrap_err().to_string();
+    assert!(error.contains("it has 4097 rows"), "{error}");
 }

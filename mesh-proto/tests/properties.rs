@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, EXT_ENTRIES_MAX, Ext, FRAME_HEADER_BYTES,
-    Frame, FrameHeader, Leaving, Open, OpenControl, Opened, Protocol, ProxyFrame, ProxyHello,
-    Refused, Released, Service, Services, TraceContext,
+    Frame, FrameHeader, Leaving, Open, OpenControl, OpenFind, OpenRoutes, Opened, Protocol,
+    ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame,
+    RoutesPosition, RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row, Service, Services,
+    TraceContext,
 };
 use mesh_proto::{
     AgentRef, AllowList, AllowRule, Cluster, Generation, HostName, NodeName, Principal, Reason,
@@ -81,6 +83,11 @@ fn open() -> impl Strategy<Value = Open> {
                 Open::Dial(Dial { target, agent, principal, hops_left, deadline_ms, trace, ext })
             }
         ),
+        1 => (option::of(any::<(u64, u64)>()), ext()).prop_map(|(have, ext)| {
+            let have = have.map(|(epoch, sequence)| RoutesPosition { epoch, sequence });
+            Open::Routes(OpenRoutes { have, ext })
+        }),
+        1 => (parsed(LABEL), ext()).prop_map(|(agent, ext)| Open::Find(OpenFind { agent, ext })),
     ]
 }
 
@@ -157,6 +164,49 @@ fn proxy_frame() -> impl Strategy<Value = ProxyFrame> {
     ]
 }
 
+fn rows() -> impl Strategy<Value = Vec<Row>> {
+    let row =
+        (parsed(LABEL), any::<[u8; 16]>()).prop_map(|(agent, instance)| Row { agent, instance });
+    vec(row, 0..5)
+}
+
+fn routes_frame() -> impl Strategy<Value = RoutesFrame> {
+    prop_oneof![
+        (any::<[u64; 3]>(), ext()).prop_map(|([epoch, sequence, count], ext)| {
+            RoutesFrame::Snapshot(RoutesSnapshot {
+                epoch,
+                sequence,
+                count,
+                ext,
+            })
+        }),
+        (rows(), any::<bool>(), ext())
+            .prop_map(|(rows, last, ext)| RoutesFrame::Rows(RoutesRows { rows, last, ext })),
+        (any::<[u64; 3]>(), rows(), rows(), ext()).prop_map(
+            |([epoch, from, to], added, removed, ext)| {
+                RoutesFrame::Delta(RoutesDelta {
+                    epoch,
+                    from,
+                    to,
+                    added,
+                    removed,
+                    ext,
+                })
+            }
+        ),
+    ]
+}
+
+fn routes_reader_frame() -> impl Strategy<Value = RoutesReaderFrame> {
+    (any::<[u64; 2]>(), ext()).prop_map(|([epoch, sequence], ext)| {
+        RoutesReaderFrame::Applied(RoutesApplied {
+            epoch,
+            sequence,
+            ext,
+        })
+    })
+}
+
 /// Encodes, and decodes as the same, with every shorter and one longer body refused.
 fn round_trip<F: Frame + PartialEq + Debug>(frame: &F) -> Result<(), TestCaseError> {
     let mut bytes = b"kept".to_vec();
@@ -196,7 +246,9 @@ fn frame_bytes() -> impl Strategy<Value = Vec<u8>> {
         open().prop_map(|frame| encoded(&frame)),
         answer().prop_map(|frame| encoded(&frame)),
         agent_frame().prop_map(|frame| encoded(&frame)),
-        proxy_frame().prop_map(|frame| encoded(&frame))
+        proxy_frame().prop_map(|frame| encoded(&frame)),
+        routes_frame().prop_map(|frame| encoded(&frame)),
+        routes_reader_frame().prop_map(|frame| encoded(&frame))
     ]
 }
 
@@ -233,6 +285,16 @@ proptest! {
 
     #[test]
     fn proxy_frames_survive(frame in proxy_frame()) {
+        round_trip(&frame)?;
+    }
+
+    #[test]
+    fn routes_frames_survive(frame in routes_frame()) {
+        round_trip(&frame)?;
+    }
+
+    #[test]
+    fn routes_reader_frames_survive(frame in routes_reader_frame()) {
         round_trip(&frame)?;
     }
 

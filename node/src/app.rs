@@ -143,7 +143,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
             };
             let proxy = Proxy::start_with(*config, parts).await?;
             let readiness = Readiness::Proxy(proxy.readiness());
-            let node = admin::Node::Proxy(proxy.handle());
+            let node = admin::Node::Proxy(proxy.observer());
             (Role::Proxy(Box::new(proxy)), readiness, node)
         }
         NodeConfig::Agent(config) => {
@@ -156,7 +156,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
             };
             let agent = Agent::start_with(*config, parts).await?;
             let readiness = Readiness::Agent(agent.connected());
-            let node = admin::Node::Agent(agent.handle());
+            let node = admin::Node::Agent(agent.observer());
             (Role::Agent(Box::new(agent)), readiness, node)
         }
     };

@@ -101,7 +101,9 @@ impl RawAgent {
         let (send, mut recv) = self.raw.connection.accept_bi().await?;
         match read::<Open>(&mut recv).await? {
             Open::Dial(dial) => Ok((dial, send, recv)),
-            Open::Control(_) => bail!("the proxy opened a control stream"),
+            other @ (Open::Control(_) | Open::Routes(_) | Open::Find(_)) => {
+                bail!("the proxy opened {other:?}")
+            }
         }
     }
 }

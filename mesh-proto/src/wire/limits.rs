@@ -39,8 +39,15 @@ pub const SERVICES_MAX: usize = 1024;
 /// How many proxies one view may tell of.
 pub const MEMBERS_MAX: usize = 1024;
 
+/// How many rows one list of a routes frame may have.
+pub const ROUTES_ROWS_MAX: usize = 4096;
+
 /// How many addresses one proxy may advertise.
 pub const ADDRESSES_MAX: usize = 16;
+
+/// How long the addresses that one proxy tells of itself may be together, in bytes: three such proxies
+/// fit one packet of gossip.
+pub const PROFILE_ADDRESS_BYTES_MAX: usize = 200;
 
 /// The longest address, in bytes: a DNS name, a colon and a port.
 pub const ADDRESS_BYTES_MAX: usize = 259;

@@ -14,24 +14,32 @@
 //! | `stream.rs` | how every stream starts: [`Open`] and [`Answer`] |
 //! | `members.rs` | proxies, as a proxy tells agents of them |
 //! | `peer.rs` | the control stream between proxies: [`PeerFrame`] |
+//! | `routes.rs` | who holds which agent, between proxies: [`RoutesFrame`] and [`RoutesReaderFrame`] |
 //! | `control.rs` | the control stream: [`AgentFrame`] and [`ProxyFrame`] |
 
 mod codec;
 pub mod control;
 pub mod frame;
+pub mod gossip;
 pub mod limits;
 pub mod members;
 pub mod peer;
+pub mod routes;
 pub mod stream;
 
 pub use control::{
     AgentFrame, AgentHello, Draining, Leaving, Protocol, ProxyFrame, ProxyHello, Released, Service,
     Services,
 };
+pub use gossip::{Profile, RoutesHead};
 pub use frame::{Ext, Frame, FrameHeader, WireError};
 pub use limits::*;
 pub use members::{Member, MemberState, Members};
-pub use peer::{PeerChanged, PeerFrame, PeerHello};
+pub use peer::{PeerChanged, PeerFrame, PeerHello, TakenForDead};
+pub use routes::{
+    OpenFind, OpenRoutes, RoutesApplied, RoutesDelta, RoutesFrame, RoutesPosition,
+    RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row,
+};
 pub use stream::{
     Answer, Dial, InvalidTraceContext, Open, OpenControl, Opened, Refused, TraceContext,
 };

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::codec;
 use super::frame::{Ext, Frame, FrameHeader, WireError};
 use super::limits::CONTROL_BYTES_MAX;
-use super::members::Member;
+use super::gossip::Profile;
 
 const PEER_HELLO: u16 = 0x0401;
 const PEER_CHANGED: u16 = 0x0402;
+const PEER_TAKEN_FOR_DEAD: u16 = 0x0403;
 
 /// From either proxy to the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,13 +18,15 @@ pub enum PeerFrame {
     Hello(PeerHello),
     /// Its state, or another thing about it, has changed.
     Changed(PeerChanged),
+    /// The other one is held for dead, and is to say that it lives.
+    TakenForDead(TakenForDead),
 }
 
 /// A proxy's first message to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHello {
     /// What it tells of itself; the name is that of its certificate.
-    pub member: Member,
+    pub profile: Profile,
     /// Entries of later versions.
     #[serde(with = "codec::ext")]
     pub ext: Ext,
@@ -33,7 +36,20 @@ pub struct PeerHello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerChanged {
     /// The same proxy, as it is now.
-    pub member: Member,
+    pub profile: Profile,
+    /// Entries of later versions.
+    #[serde(with = "codec::ext")]
+    pub ext: Ext,
+}
+
+/// Gossip has it that the other proxy is dead, at this revision or an earlier one: a later revision
+/// says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenForDead {
+    /// The start that is held for dead.
+    pub epoch: u64,
+    /// The revision that is held for dead.
+    pub revision: u32,
     /// Entries of later versions.
     #[serde(with = "codec::ext")]
     pub ext: Ext,
@@ -46,6 +62,9 @@ impl Frame for PeerFrame {
         match self {
             Self::Hello(body) => codec::encode_frame::<Self>(PEER_HELLO, body, out),
             Self::Changed(body) => codec::encode_frame::<Self>(PEER_CHANGED, body, out),
+            Self::TakenForDead(body) => {
+                codec::encode_frame::<Self>(PEER_TAKEN_FOR_DEAD, body, out)
+            }
         }
     }
 
@@ -57,6 +76,8 @@ impl Frame for PeerFrame {
             PEER_CHANGED => {
                 codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Changed(body)))
             }
+            PEER_TAKEN_FOR_DEAD => codec::decode_body::<Self, _>(header, body)
+                .map(|body| Some(Self::TakenForDead(body))),
             _ => codec::unknown(header, body),
         }
     }

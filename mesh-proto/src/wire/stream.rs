@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use super::codec;
 use super::frame::{Ext, Frame, FrameHeader, WireError};
 use super::limits::{HOPS_LEFT_MAX, MESSAGE_BYTES_MAX, OPEN_BYTES_MAX};
+use super::routes::{OpenFind, OpenRoutes};
 use crate::name::AgentRef;
 use crate::principal::Principal;
 use crate::refusal::Reason;
@@ -16,6 +17,9 @@ use crate::text::quote;
 
 const OPEN_CONTROL: u16 = 0x0001;
 const OPEN_DIAL: u16 = 0x0002;
+const OPEN_ROUTES: u16 = 0x0003;
+// 0x0004 is left for administration.
+const OPEN_FIND: u16 = 0x0005;
 const OPENED: u16 = 0x0101;
 const REFUSED: u16 = 0x0102;
 
@@ -26,6 +30,10 @@ pub enum Open {
     Control(OpenControl),
     /// A connection to a target.
     Dial(Dial),
+    /// Between proxies: which agents the other one holds, from now on.
+    Routes(OpenRoutes),
+    /// Between proxies: whether the other one holds an agent, now.
+    Find(OpenFind),
 }
 
 /// Opens the control stream of a connection.
@@ -67,6 +75,8 @@ impl Frame for Open {
         match self {
             Self::Control(body) => codec::encode_frame::<Self>(OPEN_CONTROL, body, out),
             Self::Dial(body) => codec::encode_frame::<Self>(OPEN_DIAL, body, out),
+            Self::Routes(body) => codec::encode_frame::<Self>(OPEN_ROUTES, body, out),
+            Self::Find(body) => codec::encode_frame::<Self>(OPEN_FIND, body, out),
         }
     }
 
@@ -77,6 +87,12 @@ impl Frame for Open {
             }
             OPEN_DIAL => {
                 codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Dial(body)))
+            }
+            OPEN_ROUTES => {
+                codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Routes(body)))
+            }
+            OPEN_FIND => {
+                codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Find(body)))
             }
             _ => codec::unknown(header, body),
         }

@@ -24,9 +24,9 @@ const DRAIN_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone)]
 pub(crate) enum Node {
     /// A proxy.
-    Proxy(proxy::Handle),
+    Proxy(proxy::Observer),
     /// An agent.
-    Agent(agent::Handle),
+    Agent(agent::Observer),
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
 }
 
 impl Api {
-    fn proxy(&self) -> Result<&proxy::Handle, Response> {
+    fn proxy(&self) -> Result<&proxy::Observer, Response> {
         match &self.node {
             Node::Proxy(proxy) => Ok(proxy),
             Node::Agent(_) => Err(refused(

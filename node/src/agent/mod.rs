@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::metrics::AgentMetrics;
-pub(crate) use self::report::Handle;
+pub(crate) use self::report::Observer;
 use crate::config::AgentConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -186,8 +186,8 @@ impl Agent {
     }
 
     /// What the admin API tells of the agent.
-    pub(crate) fn handle(&self) -> Handle {
-        Handle::new(self.shared.clone())
+    pub(crate) fn observer(&self) -> Observer {
+        Observer::new(self.shared.clone())
     }
 
     /// The next drain has this deadline instead of the config's.

@@ -7,11 +7,11 @@ use crate::report::{AgentStatus, Problem, Status};
 
 /// A running agent, to look at.
 #[derive(Debug, Clone)]
-pub(crate) struct Handle {
+pub(crate) struct Observer {
     shared: Arc<Shared>,
 }
 
-impl Handle {
+impl Observer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }

@@ -4,7 +4,7 @@ pub mod certs;
 pub mod config;
 pub mod demo;
 pub mod drain;
-mod client;
+pub mod client;
 pub mod inspect;
 pub mod run;
 mod table;

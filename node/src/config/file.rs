@@ -241,6 +241,7 @@ table!(
         dial_deadline: Time,
         reconnects_per_second: Number,
         agent_connection_count: Number,
+        duplicate_names: Text,
         expected_agents_file: Text,
         state_dir: Text,
     }

@@ -5,11 +5,10 @@ use toml::de::DeValue;
 use super::errors::{nearest, quoted};
 
 /// What the documentation describes and this version does not do.
-const UNSUPPORTED: [&str; 5] = [
+const UNSUPPORTED: [&str; 4] = [
     "store",
     "trust",
     "grant",
-    "proxy.duplicate_names",
     "proxy.allow",
 ];
 

@@ -94,6 +94,8 @@ pub struct ProxyConfig {
     pub dial_deadline: Duration,
     /// The rate of agents that come back at which this proxy wants to be met.
     pub reconnects_per_second: u32,
+    /// What happens to a second process of one name.
+    pub duplicate_names: DuplicateNames,
     /// The connection count announced to agents; `None` announces nothing.
     pub agent_connection_count: Option<u32>,
     /// Where the epoch and the QUIC keys are kept; without it each start is a stranger to agents.
@@ -115,11 +117,21 @@ impl ProxyConfig {
             drain_notice: Duration::from_secs(5),
             dial_deadline: Duration::from_secs(10),
             reconnects_per_second: 200,
+            duplicate_names: DuplicateNames::Newest,
             agent_connection_count: None,
             state_dir: None,
             ingresses: Vec::new(),
         }
     }
+}
+
+/// What happens when a second process of an agent's name connects while the first one lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DuplicateNames {
+    /// Both are connected, and the newest session is dialled.
+    Newest,
+    /// The second one is refused until the first one has gone.
+    Refuse,
 }
 
 /// Configuration of an agent.

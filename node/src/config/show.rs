@@ -9,7 +9,7 @@ use super::file::{
 };
 use super::load::{Origins, Role};
 use super::model::{
-    AdminListen, AgentConfig, CommonConfig, Congestion, IngressConfig, IngressKind, LogFormat,
+    AdminListen, AgentConfig, CommonConfig, Congestion, DuplicateNames, IngressConfig, IngressKind, LogFormat,
     NodeConfig, ProxyConfig, QuicConfig,
 };
 use super::units::{format_duration, format_size};
@@ -130,6 +130,10 @@ fn proxy_shape(proxy: &ProxyConfig, written: &Shape, paths: &Paths<'_>) -> Proxy
         dial_deadline: time(proxy.dial_deadline),
         reconnects_per_second: number(proxy.reconnects_per_second),
         agent_connection_count: proxy.agent_connection_count.and_then(number),
+        duplicate_names: text(&match proxy.duplicate_names {
+            DuplicateNames::Newest => "newest",
+            DuplicateNames::Refuse => "refuse",
+        }),
         expected_agents_file: paths.absolute(
             "proxy.expected_agents_file",
             section.and_then(|section| section.expected_agents_file.as_ref()),

@@ -102,7 +102,7 @@ fn mangled() -> impl Strategy<Value = String> {
             "[admin]",
             "[metrics]",
             "[store]",
-            "proxy.duplicate_names = 1",
+            "proxy.allow = 1",
             "ingress = 5",
             "[ingress.tls]",
             "a.b.c = { d = [1, { e = 2 }] }",

@@ -134,6 +134,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
                 | HandshakeRefusal::Timeout
                 | HandshakeRefusal::Protocol
                 | HandshakeRefusal::Abandoned
+                | HandshakeRefusal::Duplicate
                 | HandshakeRefusal::Overloaded => {
                     tracing::info!(%remote, reason = refusal.as_str(), why, "refused a connection");
                 }

@@ -20,6 +20,7 @@ use super::session::{Ending, NewSession, Registration};
 use super::mesh::REFRESH_INTERVAL;
 use super::routing::Row;
 use super::{Phase, Shared};
+use crate::config::DuplicateNames;
 use crate::hooks::Connected;
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::transport;
@@ -34,6 +35,8 @@ enum HelloError {
     Timeout(Duration),
     #[error("its first stream is not a control stream")]
     NotControl,
+    #[error("another process is connected under its name (proxy.duplicate_names)")]
+    Duplicate,
     #[error("its first message is not a hello")]
     NotHello,
     #[error(transparent)]
@@ -61,6 +64,7 @@ impl HelloError {
             Self::Connection(_) | Self::Write(_) | Self::Frame(FrameError::Read(_)) => {
                 (CloseCode::ProtocolError, HandshakeRefusal::Abandoned)
             }
+            Self::Duplicate => (CloseCode::Superseded, HandshakeRefusal::Duplicate),
             Self::NotControl | Self::NotHello | Self::Frame(_) | Self::Encode(_) => {
                 (CloseCode::ProtocolError, HandshakeRefusal::Protocol)
             }
@@ -75,7 +79,7 @@ struct Control {
     /// The proxies, as this agent was told of them.
     told: Vec<Member>,
     /// Peers know by this that the agent is here.
-    row: Row,
+    row: Option<Row>,
 }
 
 /// Serves an agent's connection until it ends.
@@ -155,6 +159,16 @@ async fn greet(
     else {
         return Err(HelloError::NotHello);
     };
+    if shared.config.duplicate_names == DuplicateNames::Refuse {
+        let others = shared.instances(&agent);
+        if others.iter().any(|other| *other != instance) {
+            let why = "another process is connected under this name, and proxy.duplicate_names is \"refuse\"; stop it, or issue this one an identity of its own";
+            let refused = Refused::new(Reason::NotAllowed, why);
+            send.write_all(&frames::encode(&Answer::Refused(refused))?)
+                .await?;
+            return Err(HelloError::Duplicate);
+        }
+    }
     let registration = shared.sessions.register(NewSession {
         agent,
         instance,
@@ -189,7 +203,7 @@ async fn greet(
         recv,
         reader,
         told,
-        row,
+        row: Some(row),
     };
     Ok((control, registration))
 }
@@ -208,6 +222,11 @@ async fn converse(
     let mut rng = shared.random.generator();
     let mut refresh = Instant::now() + REFRESH_INTERVAL.mul_f64(rng.random_range(0.5..1.0));
     let mut tell_at: Option<Instant> = None;
+    // By then a session of a former process of the same name has ended.
+    let quic = &shared.config.common.quic;
+    let clone_check = tokio::time::sleep(quic.idle_timeout + quic.keepalive);
+    tokio::pin!(clone_check);
+    let mut clones_checked = false;
     loop {
         if !drain_told && matches!(*phase.borrow_and_update(), Phase::Draining) {
             drain_told = true;
@@ -230,6 +249,7 @@ async fn converse(
                 Ok(AgentFrame::Services(services)) => session.set_services(services.services),
                 Ok(AgentFrame::Leaving(leaving)) => {
                     session.set_leaving();
+                    control.row = None;
                     shared.session_ended(&session.agent);
                     tracing::info!(agent = %session.agent, session = session.id, deadline_ms = leaving.deadline_ms, "agent leaves");
                     if send(&mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
@@ -274,6 +294,18 @@ async fn converse(
                 session.count_lost_packets(&shared.metrics);
                 if send(&mut control.send, &members(shared, news)).await.is_err() {
                     return broken(connection);
+                }
+            }
+            () = &mut clone_check, if !clones_checked => {
+                clones_checked = true;
+                let instances = shared.instances(&session.agent).len();
+                if instances > 1 {
+                    session.set_cloned();
+                    shared.metrics.clones.inc();
+                    tracing::warn!(
+                        agent = %session.agent, session = session.id, remote = %session.remote, instances,
+                        "several live processes have one agent's identity: issue each its own certificate, or stop the wrong one; the newest session is dialled"
+                    );
                 }
             }
             changed = phase.changed(), if !drain_told => {

@@ -40,6 +40,8 @@ pub struct ProxyMetrics {
     pub handshakes_retried: IntCounter,
     /// Packets lost on connections.
     pub lost_packets: IntCounter,
+    /// Sessions beside which another process of the same name lived.
+    pub clones: IntCounter,
     members: IntGaugeVec,
     /// Packets of gossip that were not taken.
     pub gossip_refused: IntCounter,
@@ -91,12 +93,14 @@ pub enum HandshakeRefusal {
     Protocol,
     /// The other side gave up.
     Abandoned,
+    /// Another process is connected under the agent's name.
+    Duplicate,
     /// Too many connections, or the proxy drains.
     Overloaded,
 }
 
 impl HandshakeRefusal {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::WrongProtocol,
         Self::NoCertificate,
         Self::Expired,
@@ -106,6 +110,7 @@ impl HandshakeRefusal {
         Self::Timeout,
         Self::Protocol,
         Self::Abandoned,
+        Self::Duplicate,
         Self::Overloaded,
     ];
 
@@ -122,6 +127,7 @@ impl HandshakeRefusal {
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",
             Self::Abandoned => "abandoned",
+            Self::Duplicate => "duplicate",
             Self::Overloaded => "overloaded",
         }
     }
@@ -183,6 +189,11 @@ impl ProxyMetrics {
         }
         Ok(Self {
             members,
+            clones: metrics::counter(
+                registry,
+                "mesh_proxy_agent_clones_total",
+                "Sessions of agents beside which another live process had the same identity.",
+            )?,
             gossip_refused: metrics::counter(
                 registry,
                 "mesh_proxy_gossip_refused_total",

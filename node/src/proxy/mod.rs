@@ -14,6 +14,7 @@ pub mod session;
 mod silence;
 mod users;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ use self::accept::Admission;
 use self::mesh::Mesh;
 use self::metrics::ProxyMetrics;
 use self::peers::links::Links;
-pub(crate) use self::report::Handle;
+pub(crate) use self::report::Observer;
 use self::router::{DialError, DialRequest, Misses, Reach};
 use self::routing::Routing;
 use self::session::{Session, Sessions};
@@ -46,6 +47,7 @@ use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::keys::{self, EndpointKeys, EndpointState, StateError};
 use crate::quic::stall::StallBudget;
 use crate::random::Random;
+use crate::report::{Peer, Route, Status};
 use crate::tasks::Tasks;
 
 /// How long closing connections may tell the other side before the sockets go.
@@ -99,6 +101,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The processes of an agent that are connected, here or at peers.
+    fn instances(&self, agent: &NodeName) -> BTreeSet<[u8; 16]> {
+        let here = self.sessions.live(agent);
+        let there = self.routing.instances(agent);
+        here.iter()
+            .map(|session| session.instance)
+            .chain(there.into_iter().map(|(_, instance)| instance))
+            .collect()
+    }
+
     /// Tells the holders of idle streams that a session of `agent` takes no more work.
     fn session_ended(&self, agent: &NodeName) {
         // Nobody listens when there is no ingress that pools.
@@ -387,9 +399,27 @@ impl Proxy {
         })
     }
 
+    /// How the proxy is, and what is wrong: as `node status` tells.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.observer().status()
+    }
+
+    /// The other proxies, as `node peers` tells.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Peer> {
+        self.observer().peers()
+    }
+
+    /// Who holds an agent, as `node routes` tells.
+    #[must_use]
+    pub fn route(&self, agent: &NodeName) -> Route {
+        self.observer().route(agent)
+    }
+
     /// What the admin API tells of the proxy.
-    pub(crate) fn handle(&self) -> Handle {
-        Handle::new(self.shared.clone(), self.ingress_addrs.clone())
+    pub(crate) fn observer(&self) -> Observer {
+        Observer::new(self.shared.clone(), self.ingress_addrs.clone())
     }
 
     /// The next drain has this deadline instead of the config's.

@@ -19,12 +19,12 @@ use crate::report::{
 
 /// A running proxy, to look at.
 #[derive(Debug, Clone)]
-pub(crate) struct Handle {
+pub(crate) struct Observer {
     shared: Arc<Shared>,
     ingress_addrs: Vec<SocketAddr>,
 }
 
-impl Handle {
+impl Observer {
     pub(super) fn new(shared: Arc<Shared>, ingress_addrs: Vec<SocketAddr>) -> Self {
         Self {
             shared,
@@ -131,23 +131,14 @@ impl Handle {
         problems
     }
 
-    /// Agents of this proxy of whose name more than one process is connected, here or at peers.
+    /// Agents of this proxy of whose name more than one process has been connected for a while, here
+    /// or at peers.
     fn clones(&self) -> BTreeMap<NodeName, usize> {
-        let mut instances: BTreeMap<NodeName, BTreeSet<[u8; 16]>> = BTreeMap::new();
-        for session in self.shared.sessions.all() {
-            instances
-                .entry(session.agent.clone())
-                .or_default()
-                .insert(session.instance);
-        }
-        for (agent, known) in &mut instances {
-            let others = self.shared.routing.instances(agent);
-            known.extend(others.into_iter().map(|(_, instance)| instance));
-        }
-        instances.retain(|_, known| known.len() > 1);
-        instances
-            .into_iter()
-            .map(|(agent, known)| (agent, known.len()))
+        let sessions = self.shared.sessions.all();
+        let cloned = sessions.iter().filter(|session| session.is_cloned());
+        cloned
+            .map(|session| (session.agent.clone(), self.shared.instances(&session.agent).len()))
+            .filter(|(_, instances)| *instances > 1)
             .collect()
     }
 

@@ -163,7 +163,7 @@ async fn route(
             search.all(sessions.chain(peers).collect()).await;
             // Those who claim it were wrong, or nobody does: the others may know of it already.
             if search.is_missing() {
-                let found = find::ask_all(shared, &agent, &search).await;
+                let found = find::ask_all(shared, &agent, &search.tried, search.until).await;
                 search.all(found.into_iter().map(Way::Peer).collect()).await;
             }
         }

@@ -291,6 +291,10 @@ async fn try_read(
                 }
             }
         };
+        let gone = match &frame {
+            RoutesFrame::Delta(delta) => delta.removed.iter().map(|row| row.agent.clone()).collect(),
+            RoutesFrame::Snapshot(_) | RoutesFrame::Rows(_) => Vec::new(),
+        };
         let applied = {
             let mut copies = routing
                 .copies
@@ -298,6 +302,10 @@ async fn try_read(
                 .unwrap_or_else(PoisonError::into_inner);
             copies.apply(&link.name, frame)?
         };
+        // Idle streams to an agent that leaves must not hold it up.
+        for agent in gone {
+            shared.session_ended(&agent);
+        }
         if let Some(applied) = applied {
             routing.first_copy.send_if_modified(|there| !std::mem::replace(there, true));
             let frame = RoutesReaderFrame::Applied(applied);

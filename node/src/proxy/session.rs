@@ -101,6 +101,8 @@ pub struct Session {
     pub(super) runtime: Handle,
     services: Mutex<Vec<Service>>,
     leaving: AtomicBool,
+    /// Another process of the same name has lived beside it for a while.
+    cloned: AtomicBool,
     silence: Silence,
     lost_packets: AtomicU64,
 }
@@ -127,6 +129,16 @@ impl Session {
     /// Somebody has waited in vain for a sign of life.
     pub(super) fn set_silent(&self) {
         self.silence.note(&self.connection);
+    }
+
+    /// Another process of the same name lives beside it, and not just for the moment of a restart.
+    pub(super) fn set_cloned(&self) {
+        self.cloned.store(true, Ordering::Release);
+    }
+
+    /// Whether that was so.
+    pub(super) fn is_cloned(&self) -> bool {
+        self.cloned.load(Ordering::Acquire)
     }
 
     fn is_live(&self) -> bool {
@@ -183,6 +195,7 @@ impl Sessions {
             runtime: new.runtime,
             services: Mutex::new(new.services),
             leaving: AtomicBool::new(false),
+            cloned: AtomicBool::new(false),
             silence: Silence::new(),
             lost_packets: AtomicU64::new(0),
         });

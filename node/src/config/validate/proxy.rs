@@ -8,7 +8,7 @@ use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
 use super::Listeners;
 use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
-use crate::config::model::{CommonConfig, IngressConfig, ProxyConfig};
+use crate::config::model::{DuplicateNames, CommonConfig, IngressConfig, ProxyConfig};
 use crate::config::units::format_duration;
 
 /// The most peers to join.
@@ -30,6 +30,7 @@ pub(super) struct ProxyPart {
     drain_deadline: Duration,
     dial_deadline: Duration,
     reconnects_per_second: u32,
+    duplicate_names: DuplicateNames,
     agent_connection_count: Option<u32>,
     state_dir: Option<PathBuf>,
     ingresses: Vec<IngressConfig>,
@@ -49,6 +50,7 @@ impl ProxyPart {
             drain_notice: self.drain_notice,
             dial_deadline: self.dial_deadline,
             reconnects_per_second: self.reconnects_per_second,
+            duplicate_names: self.duplicate_names,
             agent_connection_count: self.agent_connection_count,
             state_dir: self.state_dir,
             ingresses: self.ingresses,
@@ -111,6 +113,17 @@ pub(super) fn proxy(
             )
             .map(Some),
     };
+    let duplicate_names = match &section.duplicate_names {
+        None => Some(DuplicateNames::Newest),
+        Some(text) => check.word(
+            "proxy.duplicate_names",
+            &text.0,
+            &[
+                ("newest", DuplicateNames::Newest),
+                ("refuse", DuplicateNames::Refuse),
+            ],
+        ),
+    };
     let reconnects_per_second = check.number(
         "proxy.reconnects_per_second",
         section.reconnects_per_second,
@@ -169,6 +182,7 @@ pub(super) fn proxy(
         drain_deadline,
         dial_deadline: dial_deadline?,
         reconnects_per_second: reconnects_per_second?,
+        duplicate_names: duplicate_names?,
         agent_connection_count: agent_connection_count?,
         state_dir: state_dir?,
         ingresses: ingresses.into_iter().collect::<Option<_>>()?,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mesh_proto::wire::PROFILE_ADDRESS_BYTES_MAX;
+
 use super::Role;
 use super::checker::Checker;
 use crate::config::file::QuicShape;

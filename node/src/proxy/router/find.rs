@@ -1,6 +1,6 @@
 //! Which peers hold an agent: those that claim it, and when none does, those that say so when asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::super::Shared;
 use super::super::peers::links::Link;
-use super::search::Search;
 use crate::quic::frames::{self, FrameReader};
 
 /// How long all peers together may take to say whether they hold an agent.
@@ -93,19 +92,20 @@ pub(in crate::proxy) fn claimants(shared: &Shared, agent: &NodeName) -> Vec<Arc<
 pub(super) async fn ask_all(
     shared: &Arc<Shared>,
     agent: &NodeName,
-    search: &Search<'_>,
+    tried: &BTreeSet<NodeName>,
+    until: Instant,
 ) -> Option<Arc<Link>> {
     if shared.misses.is_known(agent) {
         return None;
     }
-    let until = search.until.min(Instant::now() + FIND_DEADLINE);
+    let until = until.min(Instant::now() + FIND_DEADLINE);
     let asked = async {
         let _running = shared.misses.running.acquire().await.ok()?;
         let mut answers: FuturesUnordered<_> = shared
             .links
             .all()
             .into_iter()
-            .filter(|link| !search.tried.contains(&link.name))
+            .filter(|link| !tried.contains(&link.name))
             .map(|link| async move {
                 let holds = holds(&link, agent).await;
                 holds.then_some(link)

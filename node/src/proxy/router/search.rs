@@ -17,12 +17,12 @@ use super::{DialRequest, Reach, Refusal};
 use crate::quic::TunnelStream;
 
 /// The search of one dial.
-pub(super) struct Search<'a> {
+pub(super) struct Search<'a, 'e> {
     shared: &'a Arc<Shared>,
     request: &'a DialRequest,
     reach: Reach,
     pub(super) until: Instant,
-    early: Option<EarlyBytes<'a>>,
+    early: Option<EarlyBytes<'e>>,
     /// Peers that were tried; none is twice.
     pub(super) tried: BTreeSet<NodeName>,
     /// What was said on the ways that did not lead there.
@@ -31,12 +31,12 @@ pub(super) struct Search<'a> {
     end: Option<(Path, Result<TunnelStream, Refusal>)>,
 }
 
-impl<'a> Search<'a> {
+impl<'a, 'e> Search<'a, 'e> {
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         request: &'a DialRequest,
         reach: Reach,
-        early: Option<EarlyBytes<'a>>,
+        early: Option<EarlyBytes<'e>>,
     ) -> Self {
         Self {
             shared,
@@ -50,14 +50,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Whether nobody was found who holds the agent, and it may be looked for elsewhere.
+    /// Whether nobody was found who has a session of the agent, and it may be looked for elsewhere.
     pub(super) fn is_missing(&self) -> bool {
         self.end.is_none()
             && self.may_go_on()
-            && self
-                .refusals
-                .iter()
-                .all(|(path, refusal)| *path == Path::Peer && refusal.reason == Reason::NoAgent)
+            && self.refusals.iter().all(|(path, refusal)| {
+                *path == Path::Peer && matches!(refusal.reason, Reason::NoAgent | Reason::Lost)
+            })
     }
 
     fn may_go_on(&self) -> bool {
@@ -76,7 +75,7 @@ impl<'a> Search<'a> {
             {
                 continue;
             }
-            let patience = self.patience(count - index - 1);
+            let patience = self.patience(&way, count - index - 1);
             let result = way
                 .open(
                     self.shared,
@@ -97,13 +96,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// How long a way may show no sign of life: not long when there are others. A dial that a peer
-    /// has passed on may have others there.
-    fn patience(&self, others: usize) -> Option<Duration> {
+    /// How long a way may show no sign of life: not long when there are others. Behind the last peer
+    /// the others are asked, and a dial that a peer has passed on may have others there.
+    fn patience(&self, way: &Way, others: usize) -> Option<Duration> {
         let left = self.until.saturating_duration_since(Instant::now());
-        match (others, self.reach) {
-            (0, Reach::Mesh) => None,
-            (0, Reach::Here) => Some(left / 2),
+        match (others, self.reach, way) {
+            (0, Reach::Mesh, Way::Session(_)) => None,
+            (0, Reach::Mesh, Way::Peer(_)) | (0, Reach::Here, _) => Some(left / 2),
             _ => Some(Duration::ZERO),
         }
     }

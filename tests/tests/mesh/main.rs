@@ -1,0 +1,6 @@
+//! The proxies as a mesh: whichever one a user asks, every agent is reached.
+
+mod membership;
+mod routes;
+mod silence;
+mod support;
