@@ -113,6 +113,8 @@ fn cloned_agents_are_named() -> Result {
     run("cloned_agents_are_named", 1, async |world| {
         let proxies = mesh(world, 2).await?;
         twins(world, [proxies[0], proxies[1]]).await?;
+        // A process that was restarted has two sessions for a moment, too.
+        world.run_for(30 * SECOND).await;
         for proxy in &proxies {
             let status = world.proxy(*proxy)?.status();
             let named = status
