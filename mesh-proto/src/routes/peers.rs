@@ -156,7 +156,7 @@ impl PeerRoutes {
         let end = chunk.rows.last().cloned();
         // What the snapshot does not have on the way to the chunk's end is gone, and behind the
         // last one whatever there is.
-        if chunk.last || end.is_some() {
+        if copy.rows > 0 && (chunk.last || end.is_some()) {
             let until = if chunk.last { None } else { end.as_ref() };
             copy.rows -= self
                 .table
