@@ -47,3 +47,19 @@ pub const ADDRESS_BYTES_MAX: usize = 259;
 
 /// How many hops between proxies a dial may have left.
 pub const HOPS_LEFT_MAX: u8 = 1;
+
+/// The longest gossip datagram, header and all, in bytes: less than what fits the first packets of
+/// a QUIC connection, whose datagrams may have 1,200 bytes with all headers (RFC 9000, section 14).
+pub const GOSSIP_BYTES_MAX: usize = 1150;
+
+/// How many members one gossip datagram may tell of, besides its sender.
+pub const GOSSIP_UPDATES_MAX: usize = 128;
+
+/// How many route heads one gossip datagram may tell of, besides its sender's.
+pub const GOSSIP_HEADS_MAX: usize = 256;
+
+/// How long the addresses of one profile may be together, in bytes.
+pub const PROFILE_ADDRESSES_BYTES_MAX: usize = 200;
+
+/// How long the `ext` entries of one profile may be together, in bytes: four for each, and its value.
+pub const PROFILE_EXT_BYTES_MAX: usize = 48;

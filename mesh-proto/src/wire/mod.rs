@@ -14,11 +14,13 @@
 //! | `stream.rs` | how every stream starts: [`Open`] and [`Answer`] |
 //! | `members.rs` | proxies, as a proxy tells agents of them |
 //! | `peer.rs` | the control stream between proxies: [`PeerFrame`] |
+//! | `gossip.rs` | datagrams between proxies: [`Gossip`], [`Profile`], [`RoutesHead`] |
 //! | `control.rs` | the control stream: [`AgentFrame`] and [`ProxyFrame`] |
 
 mod codec;
 pub mod control;
 pub mod frame;
+pub mod gossip;
 pub mod limits;
 pub mod members;
 pub mod peer;
@@ -29,6 +31,10 @@ pub use control::{
     Services,
 };
 pub use frame::{Ext, Frame, FrameHeader, WireError};
+pub use gossip::{
+    About, Gossip, GossipKind, GossipMessage, MemberHead, MemberUpdate, Profile, ProfileError,
+    ProfileId, RoutesHead,
+};
 pub use limits::*;
 pub use members::{Member, MemberState, Members};
 pub use peer::{PeerChanged, PeerFrame, PeerHello};
