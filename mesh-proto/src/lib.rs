@@ -17,6 +17,7 @@
 //! | [`name`] | validated names: clusters, nodes, groups, services, tokens; how users name agents |
 //! | [`target`] | what an agent is asked to reach |
 //! | [`allow`] | allow lists: which addresses, names and sockets may be reached |
+//! | [`membership`] | the proxies' view of each other |
 //! | [`pool`] | the agent's pool: whom to dial and when, which connections to let go |
 //! | [`principal`] | on whose behalf |
 //! | [`refusal`] | why a dial was refused |

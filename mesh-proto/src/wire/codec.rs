@@ -95,6 +95,25 @@ pub(crate) fn decode_body<'de, F: Frame, T: Deserialize<'de>>(
     }
 }
 
+/// Encodes one of the values that a body of type `kind` is made of.
+pub(crate) fn encode_part(kind: u16, part: &impl Serialize) -> Result<Vec<u8>, WireError> {
+    bincode::serde::encode_to_vec(part, CONFIG).map_err(|error| WireError::Malformed {
+        kind,
+        why: encode_fault(error),
+    })
+}
+
+/// The counterpart of [`encode_part`]; also tells how many bytes the value had.
+pub(crate) fn decode_part<'de, T: Deserialize<'de>>(
+    kind: u16,
+    bytes: &'de [u8],
+) -> Result<(T, usize), WireError> {
+    bincode::serde::borrow_decode_from_slice(bytes, CONFIG).map_err(|error| WireError::Malformed {
+        kind,
+        why: decode_fault(error),
+    })
+}
+
 /// What to do with a frame of unknown type: skip it if it is optional.
 pub(crate) fn unknown<F: Frame>(header: FrameHeader, body: &[u8]) -> Result<Option<F>, WireError> {
     check_body::<F>(header, body)?;

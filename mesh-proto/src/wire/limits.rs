@@ -45,12 +45,24 @@ pub const ROUTES_ROWS_MAX: usize = 4096;
 /// How many addresses one proxy may advertise.
 pub const ADDRESSES_MAX: usize = 16;
 
-/// How long the addresses that one proxy tells of itself may be together, in bytes: three such proxies
-/// fit one packet of gossip.
-pub const PROFILE_ADDRESS_BYTES_MAX: usize = 200;
-
 /// The longest address, in bytes: a DNS name, a colon and a port.
 pub const ADDRESS_BYTES_MAX: usize = 259;
 
 /// How many hops between proxies a dial may have left.
 pub const HOPS_LEFT_MAX: u8 = 1;
+
+/// The longest gossip datagram, header and all, in bytes: less than what fits the first packets of
+/// a QUIC connection, whose datagrams may have 1,200 bytes with all headers (RFC 9000, section 14).
+pub const GOSSIP_BYTES_MAX: usize = 1150;
+
+/// How many members one gossip datagram may tell of, besides its sender.
+pub const GOSSIP_UPDATES_MAX: usize = 128;
+
+/// How many route heads one gossip datagram may tell of, besides its sender's.
+pub const GOSSIP_HEADS_MAX: usize = 256;
+
+/// How long the addresses of one profile may be together, in bytes.
+pub const PROFILE_ADDRESSES_BYTES_MAX: usize = 200;
+
+/// How long the `ext` entries of one profile may be together, in bytes: four for each, and its value.
+pub const PROFILE_EXT_BYTES_MAX: usize = 48;

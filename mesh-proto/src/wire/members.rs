@@ -123,10 +123,10 @@ mod member_list {
 }
 
 /// An address, whose text is checked when it is dialled.
-struct Address(String);
+pub(in crate::wire) struct Address(String);
 
 impl Address {
-    fn check(text: &str) -> Result<(), String> {
+    pub(in crate::wire) fn check(text: &str) -> Result<(), String> {
         if text.len() <= ADDRESS_BYTES_MAX && text.bytes().all(|byte| matches!(byte, b'!'..=b'~')) {
             return Ok(());
         }
@@ -153,10 +153,10 @@ impl<'de> Deserialize<'de> for Address {
 }
 
 /// The list of addresses, for `#[serde(with)]`.
-mod addresses {
+pub(in crate::wire) mod addresses {
     use super::{ADDRESSES_MAX, Address, Deserializer, Serializer, codec};
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(in crate::wire) fn serialize<S: Serializer>(
         addresses: &[String],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -164,7 +164,7 @@ mod addresses {
         codec::serialize_list(&addresses, "addresses", ADDRESSES_MAX, serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::wire) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<String>, D::Error> {
         let addresses: Vec<Address> =

@@ -15,6 +15,7 @@
 //! | `members.rs` | proxies, as a proxy tells agents of them |
 //! | `peer.rs` | the control stream between proxies: [`PeerFrame`] |
 //! | `routes.rs` | who holds which agent, between proxies: [`RoutesFrame`] and [`RoutesReaderFrame`] |
+//! | `gossip.rs` | datagrams between proxies: [`Gossip`], [`Profile`], [`RoutesHead`] |
 //! | `control.rs` | the control stream: [`AgentFrame`] and [`ProxyFrame`] |
 
 mod codec;
@@ -31,8 +32,11 @@ pub use control::{
     AgentFrame, AgentHello, Draining, Leaving, Protocol, ProxyFrame, ProxyHello, Released, Service,
     Services,
 };
-pub use gossip::{Profile, RoutesHead};
 pub use frame::{Ext, Frame, FrameHeader, WireError};
+pub use gossip::{
+    About, Gossip, GossipKind, GossipMessage, MemberHead, MemberUpdate, Profile, ProfileError,
+    ProfileId, RoutesHead,
+};
 pub use limits::*;
 pub use members::{Member, MemberState, Members};
 pub use peer::{PeerChanged, PeerFrame, PeerHello, TakenForDead};

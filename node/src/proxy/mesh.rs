@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_proto::membership::{Event, GossipError, Known, Membership, Output, Settings, Standing};
 use mesh_proto::name::NodeName;
 use mesh_proto::time::Time;
-use mesh_proto::wire::{Member, MemberState, Profile, RoutesHead};
+use mesh_proto::wire::{Member, MemberState, Profile, ProfileError, RoutesHead};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -42,15 +42,15 @@ pub(super) struct Mesh {
 
 impl Mesh {
     /// Knows of this proxy alone.
-    pub(super) fn new(own: Profile, seed: u64) -> Self {
-        Self {
+    pub(super) fn new(own: Profile, seed: u64) -> Result<Self, ProfileError> {
+        Ok(Self {
             own: own.name.clone(),
-            core: Mutex::new(Membership::new(own, seed, Settings::default())),
+            core: Mutex::new(Membership::new(own, seed, Settings::default())?),
             start: Instant::now(),
             stirred: Notify::new(),
             version: watch::Sender::new(0),
             superseded: watch::Sender::new(None),
-        }
+        })
     }
 
     fn now(&self) -> Time {
@@ -88,9 +88,20 @@ impl Mesh {
     }
 
     /// What this proxy tells of itself changes.
-    pub(super) fn update_own(&self, change: impl FnOnce(&mut Profile)) {
-        self.step(|core, now| core.update_own(now, change));
+    ///
+    /// # Errors
+    /// When it is more than gossip can carry; nothing has changed then.
+    pub(super) fn update_own(&self, change: impl FnOnce(&mut Profile)) -> Result<(), ProfileError> {
+        self.step(|core, now| core.update_own(now, change))?;
         self.changed();
+        Ok(())
+    }
+
+    /// From now on this proxy is about to leave.
+    pub(super) fn drain(&self) {
+        if let Err(error) = self.update_own(|own| own.draining = true) {
+            tracing::error!(%error, "gossip cannot tell that this proxy drains: this is a defect of the program");
+        }
     }
 
     /// How many rows this proxy's own routes have.
@@ -136,9 +147,7 @@ impl Mesh {
 
     /// The state of another proxy; `None` when it is not known.
     pub(super) fn state(&self, name: &NodeName) -> Option<MemberState> {
-        let core = self.lock();
-        let known = core.members().find(|known| known.profile.name == *name);
-        known.map(|known| known.state)
+        self.lock().member(name).map(|known| known.state)
     }
 
     /// Whether another proxy serves.

@@ -23,7 +23,7 @@ use mesh_proto::close::CloseCode;
 use mesh_proto::name::{AgentRef, InvalidName, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
-use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER, Profile};
+use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER, Profile, ProfileError};
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -142,6 +142,9 @@ pub enum StartError {
     /// An ingress.
     #[error(transparent)]
     Ingress(#[from] ingress::IngressError),
+    /// What it would tell of itself.
+    #[error("quic.advertise and quic.peer_advertise are more than gossip can carry: {0}")]
+    Profile(#[from] ProfileError),
     /// The metrics.
     #[error("cannot register metrics: {0}; does the registry hold another node's?")]
     Metrics(#[from] MetricsError),
@@ -252,7 +255,7 @@ impl Proxy {
                     ext: Vec::new(),
                 },
                 u64::from_be_bytes(parts.random.bytes()),
-            ),
+            )?,
             links: Links::new(config.common.name.clone()),
             routing: Arc::new(Routing::new(state.epoch)),
             misses: Misses::new(),
@@ -317,7 +320,7 @@ impl Proxy {
         }
         shared.mesh.update_own(|own| {
             own.addresses = advertised(&shared.config.common.quic.advertise, address);
-        });
+        })?;
         let mut listeners = Tasks::new("ingress");
         let first = parts
             .shards
@@ -466,7 +469,7 @@ impl Proxy {
         let until = self.drain_since.unwrap_or_else(Instant::now) + deadline;
         self.shared.drain_until.send_replace(Some(until));
         self.shared.phase.send_replace(Phase::Draining);
-        self.shared.mesh.update_own(|own| own.draining = true);
+        self.shared.mesh.drain();
         let listeners_done = tokio::time::timeout_at(until, async {
             self.listeners.join_all().await;
             // Agents connect elsewhere first. Where there is no other proxy, nothing comes of waiting.

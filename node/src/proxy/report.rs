@@ -165,9 +165,9 @@ impl Observer {
                     state: state_name(known.state).into(),
                     state_seconds: shared.mesh.age(known.since).as_secs_f64(),
                     addresses: if profile.peer_addresses.is_empty() {
-                        profile.addresses
+                        profile.addresses.clone()
                     } else {
-                        profile.peer_addresses
+                        profile.peer_addresses.clone()
                     },
                 }
             })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::wire::PROFILE_ADDRESS_BYTES_MAX;
+use mesh_proto::wire::PROFILE_ADDRESSES_BYTES_MAX;
 
 use super::Role;
 use super::checker::Checker;
@@ -43,10 +43,10 @@ pub(super) fn quic(
     };
     if let (Some(advertise), Some(peer)) = (&advertise, &peer_advertise) {
         let bytes: usize = advertise.iter().chain(peer).map(String::len).sum();
-        if bytes > PROFILE_ADDRESS_BYTES_MAX {
+        if bytes > PROFILE_ADDRESSES_BYTES_MAX {
             check.error(
                 "quic.advertise",
-                format!("is too long: with quic.peer_advertise it has {bytes} bytes, over the limit of {PROFILE_ADDRESS_BYTES_MAX}"),
+                format!("is too long: with quic.peer_advertise it has {bytes} bytes, over the limit of {PROFILE_ADDRESSES_BYTES_MAX}"),
                 "gossip tells of them in each of its packets: write fewer addresses, or one shorter name",
             );
             return None;

@@ -89,6 +89,8 @@ fn judge(
             Ok(())
         }
         Standing::Older { epoch } => Err(PeerError::Older { name, epoch }),
+        Standing::Full => Err(PeerError::Full),
+        Standing::Invalid(error) => Err(PeerError::Profile(error)),
         Standing::SameName => Err(PeerError::SameName(shared.config.common.name.clone())),
     }
 }

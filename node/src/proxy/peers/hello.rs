@@ -37,6 +37,10 @@ pub(in crate::proxy) enum PeerError {
     SameName(NodeName),
     #[error("a newer start of {name} is known, with epoch {epoch}: this one is a leftover")]
     Older { name: NodeName, epoch: u64 },
+    #[error("there are as many proxies in the mesh as there may be")]
+    Full,
+    #[error("what it tells of itself cannot be: {0}")]
+    Profile(#[from] mesh_proto::wire::ProfileError),
     #[error("it broke the protocol: {0}")]
     Protocol(&'static str),
     #[error("it refused: {0}")]

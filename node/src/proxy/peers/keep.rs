@@ -49,7 +49,7 @@ pub(in crate::proxy) async fn run(shared: Arc<Shared>, endpoint: Endpoint) {
         let members = shared.mesh.members();
         kept.retain(|name, _: &mut ()| members.iter().any(|known| known.profile.name == *name));
         for known in members {
-            let name = known.profile.name;
+            let name = known.profile.name.clone();
             if !kept.contains_key(&name) {
                 kept.insert(name.clone(), ());
                 tasks.spawn(keep_member(shared.clone(), endpoint.clone(), name));
@@ -151,9 +151,9 @@ async fn keep_member(shared: Arc<Shared>, endpoint: Endpoint, name: NodeName) {
             return;
         };
         let addresses = if known.profile.peer_addresses.is_empty() {
-            known.profile.addresses
+            known.profile.addresses.clone()
         } else {
-            known.profile.peer_addresses
+            known.profile.peer_addresses.clone()
         };
         // One that has left comes back by itself, if it does.
         let asleep = is_connected || known.state == MemberState::Left || addresses.is_empty();
