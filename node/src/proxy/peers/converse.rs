@@ -36,7 +36,11 @@ pub(super) async fn converse(
 ) -> PeerError {
     let (name, epoch) = (peer.name.clone(), peer.epoch);
     let dead = watch::Sender::new(None);
+    let mut control = control;
     if let Err(error) = stand(shared, peer, &dead) {
+        if let PeerError::Older { epoch, .. } = &error {
+            say_older(&mut control.send, *epoch).await;
+        }
         return error;
     }
     let joined = shared
@@ -68,6 +72,23 @@ pub(super) async fn converse(
     super::close(shared, connection, &error);
     tasks.shutdown(END_GRACE).await;
     error
+}
+
+/// Tells a peer that a later start of its name is known, and waits until it has heard.
+async fn say_older(send: &mut SendStream, epoch: u64) {
+    let taken = PeerFrame::TakenForDead(TakenForDead {
+        epoch,
+        revision: 0,
+        ext: Vec::new(),
+    });
+    let said = async {
+        send.write_all(&frames::encode(&taken).unwrap_or_default())
+            .await?;
+        let _ = send.finish();
+        Ok::<_, quinn::WriteError>(send.stopped().await)
+    };
+    // One that does not listen cannot be helped.
+    let _ = tokio::time::timeout(END_GRACE, said).await;
 }
 
 /// What the membership says of a peer that tells of itself.
@@ -155,7 +176,24 @@ async fn listen(
     let mut superfluous_since: Option<Instant> = None;
     loop {
         links.mark_unchanged();
-        if !shared.links.is_superfluous(link) {
+        let best = shared.links.best(&link.name);
+        if let Some(later) = best.filter(|best| best.epoch > link.epoch) {
+            // A leftover of the same name, unless this start has died without a word.
+            let is_news = dead.send_if_modified(|dead| {
+                let news = Some((later.epoch, 0));
+                let is_news = *dead != news;
+                *dead = news;
+                is_news
+            });
+            if is_news {
+                superfluous_since = Some(Instant::now());
+            } else if superfluous_since.is_some_and(|since| since.elapsed() >= SUPERFLUOUS_FOR) {
+                return PeerError::Older {
+                    name: link.name.clone(),
+                    epoch: later.epoch,
+                };
+            }
+        } else if !shared.links.is_superfluous(link) {
             superfluous_since = None;
         } else if shared.links.closes(link) {
             let since = *superfluous_since.get_or_insert_with(Instant::now);

@@ -175,6 +175,8 @@ async fn hello_of(
         return Err(if profile.epoch == shared.epoch {
             PeerError::Itself
         } else {
+            // The later start of the name goes on, and the other one hears of it here.
+            shared.mesh.taken_for_dead(profile.epoch, 0);
             PeerError::SameName(profile.name)
         });
     }
