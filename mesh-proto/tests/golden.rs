@@ -7,9 +7,9 @@ use std::fmt::Debug;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame, FrameHeader,
     Leaving, Member, MemberState, Members, Open, OpenControl, OpenFind, OpenRoutes, Opened,
-    PeerChanged, PeerFrame, PeerHello, Protocol, ProxyFrame, ProxyHello, Refused, Released,
-    RoutesApplied, RoutesDelta, RoutesFrame, RoutesPosition, RoutesReaderFrame, RoutesRows,
-    RoutesSnapshot, Row, Service, Services,
+    PeerChanged, PeerFrame, PeerHello, Profile, Protocol, ProxyFrame, ProxyHello, Refused,
+    Released, RoutesApplied, RoutesDelta, RoutesFrame, RoutesPosition, RoutesReaderFrame,
+    RoutesRows, RoutesSnapshot, Row, Service, Services, TakenForDead,
 };
 use mesh_proto::{Generation, Reason};
 
@@ -374,21 +374,46 @@ fn proxy_members() {
     );
 }
 
+fn profile() -> Profile {
+    Profile {
+        name: "p1".parse().unwrap(),
+        epoch: 4,
+        revision: 5,
+        group: "blue".parse().unwrap(),
+        generation: Generation(3),
+        addresses: vec!["203.0.113.10:7443".into()],
+        peer_addresses: Vec::new(),
+        draining: true,
+        ext: Ext::new(),
+    }
+}
+
+const PROFILE: &str =
+    "02 7031 04 05 04 626c7565 03 01 11 3230332e302e3131332e31303a37343433 00 01 00";
+
 #[test]
 fn peers() {
     pinned(
         &PeerFrame::Hello(PeerHello {
-            member: member(),
+            profile: profile(),
             ext: Ext::new(),
         }),
-        &["00000025 0401", MEMBER, "00"],
+        &["00000022 0401", PROFILE, "00"],
     );
     pinned(
         &PeerFrame::Changed(PeerChanged {
-            member: member(),
+            profile: profile(),
             ext: ext(),
         }),
-        &["0000002d 0402", MEMBER, EXT],
+        &["0000002a 0402", PROFILE, EXT],
+    );
+    pinned(
+        &PeerFrame::TakenForDead(TakenForDead {
+            epoch: 4,
+            revision: 300,
+            ext: ext(),
+        }),
+        &["0000000d 0403", "04 fb2c01", EXT],
     );
 }
 

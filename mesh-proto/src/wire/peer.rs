@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::codec;
 use super::frame::{Ext, Frame, FrameHeader, WireError};
-use super::limits::CONTROL_BYTES_MAX;
 use super::gossip::Profile;
+use super::limits::CONTROL_BYTES_MAX;
 
 const PEER_HELLO: u16 = 0x0401;
 const PEER_CHANGED: u16 = 0x0402;
@@ -62,9 +62,7 @@ impl Frame for PeerFrame {
         match self {
             Self::Hello(body) => codec::encode_frame::<Self>(PEER_HELLO, body, out),
             Self::Changed(body) => codec::encode_frame::<Self>(PEER_CHANGED, body, out),
-            Self::TakenForDead(body) => {
-                codec::encode_frame::<Self>(PEER_TAKEN_FOR_DEAD, body, out)
-            }
+            Self::TakenForDead(body) => codec::encode_frame::<Self>(PEER_TAKEN_FOR_DEAD, body, out),
         }
     }
 

@@ -164,7 +164,9 @@ impl Demo {
             self.file_addr
         );
         println!();
-        println!("Reach the file server through the agent, by either proxy: the second passes it on to the first.");
+        println!(
+            "Reach the file server through the agent, by either proxy: the second passes it on to the first."
+        );
         println!();
         println!("  curl {}", self.url(first, ""));
         println!("  curl {}", self.url(second, "hello.txt"));

@@ -71,9 +71,12 @@ pub fn status(args: &StatusArgs) -> Result<(), CliError> {
 /// # Errors
 /// When the node does not answer, or is an agent.
 pub fn peers(args: &PeersArgs) -> Result<(), CliError> {
-    show(&args.admin, &args.output, "/api/v1/peers", |peers: &Vec<Peer>| {
-        peers_text(peers)
-    })
+    show(
+        &args.admin,
+        &args.output,
+        "/api/v1/peers",
+        |peers: &Vec<Peer>| peers_text(peers),
+    )
 }
 
 /// `node routes AGENT`
@@ -195,27 +198,26 @@ fn peers_text(peers: &[Peer]) -> String {
     if peers.is_empty() {
         return "no other proxy is known; proxy.peers names those to join\n".to_owned();
     }
-    let rows = peers.iter().map(|peer| {
-        let connection = peer.connection.as_ref();
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
-        [
-            peer.name.clone(),
-            peer.state.clone(),
-            span(peer.state_seconds),
-            peer.group.clone(),
-            peer.generation.to_string(),
-            peer.epoch.to_string(),
-            or_none(connection.map(|connection| connection.remote.clone())),
-            or_none(connection.map(|connection| span(connection.age_seconds))),
-            or_none(connection.map(|connection| millis(connection.rtt_seconds))),
-            or_none(peer.routes.map(|routes| routes.to_string())),
-            or_none(
-                peer.last_error
-                    .as_ref()
-                    .map(|failure| format!("{} ({} ago)", failure.what, span(failure.ago_seconds))),
-            ),
-        ]
-    });
+    let rows =
+        peers.iter().map(|peer| {
+            let connection = peer.connection.as_ref();
+            let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+            [
+                peer.name.clone(),
+                peer.state.clone(),
+                span(peer.state_seconds),
+                peer.group.clone(),
+                peer.generation.to_string(),
+                peer.epoch.to_string(),
+                or_none(connection.map(|connection| connection.remote.clone())),
+                or_none(connection.map(|connection| span(connection.age_seconds))),
+                or_none(connection.map(|connection| millis(connection.rtt_seconds))),
+                or_none(peer.routes.map(|routes| routes.to_string())),
+                or_none(peer.last_error.as_ref().map(|failure| {
+                    format!("{} ({} ago)", failure.what, span(failure.ago_seconds))
+                })),
+            ]
+        });
     table(
         [
             "NAME",

@@ -1,10 +1,10 @@
 //! The command line: one file per verb.
 
 pub mod certs;
+pub mod client;
 pub mod config;
 pub mod demo;
 pub mod drain;
-pub mod client;
 pub mod inspect;
 pub mod run;
 mod table;

@@ -57,7 +57,10 @@ mod tests {
 
     #[test]
     fn tables_are_columns() {
-        let rows = [["a".to_owned(), "1".to_owned()], ["long".to_owned(), "2".to_owned()]];
+        let rows = [
+            ["a".to_owned(), "1".to_owned()],
+            ["long".to_owned(), "2".to_owned()],
+        ];
         assert_eq!(table(["NAME", "N"], rows), "NAME  N\na     1\nlong  2\n");
     }
 }

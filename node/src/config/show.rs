@@ -9,8 +9,8 @@ use super::file::{
 };
 use super::load::{Origins, Role};
 use super::model::{
-    AdminListen, AgentConfig, CommonConfig, Congestion, DuplicateNames, IngressConfig, IngressKind, LogFormat,
-    NodeConfig, ProxyConfig, QuicConfig,
+    AdminListen, AgentConfig, CommonConfig, Congestion, DuplicateNames, IngressConfig, IngressKind,
+    LogFormat, NodeConfig, ProxyConfig, QuicConfig,
 };
 use super::units::{format_duration, format_size};
 

@@ -15,10 +15,10 @@ use rand::Rng as _;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::metrics::HandshakeRefusal;
-use super::session::{Ending, NewSession, Registration};
 use super::mesh::REFRESH_INTERVAL;
+use super::metrics::HandshakeRefusal;
 use super::routing::Row;
+use super::session::{Ending, NewSession, Registration};
 use super::{Phase, Shared};
 use crate::config::DuplicateNames;
 use crate::hooks::Connected;

@@ -95,11 +95,7 @@ impl Inbound {
         };
         // Counted from here, so that a drain waits for it.
         let meter = StreamMeter::open(&shared.node_metrics);
-        let Self {
-            send,
-            recv,
-            who,
-        } = self;
+        let Self { send, recv, who } = self;
         let mut send = TunnelSend::new(send, meter.clone());
         match router::dial(shared, &request, reach, None).await {
             Ok(tunnel) => {

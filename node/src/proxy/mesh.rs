@@ -254,7 +254,9 @@ fn step(shared: &Shared, orphaned: &mut Vec<(NodeName, Instant)>) -> Option<Time
     });
     if changed {
         mesh.changed();
-        shared.metrics.members(mesh.members().iter().map(|known| known.state));
+        shared
+            .metrics
+            .members(mesh.members().iter().map(|known| known.state));
     }
     mesh.lock().next_wake()
 }
@@ -292,7 +294,8 @@ fn handle(shared: &Shared, event: Event, orphaned: &mut Vec<(NodeName, Instant)>
         }
         Event::Superseded { epoch } => {
             tracing::error!(
-                own_epoch = shared.epoch, epoch,
+                own_epoch = shared.epoch,
+                epoch,
                 "another proxy is in the mesh under the name {}, started later or more often: this one takes no part any more; give each its own name, certificate and proxy.state_dir",
                 mesh.own
             );

@@ -538,15 +538,13 @@ async fn join(shared: Arc<Shared>) {
     let Some(joined) = shared.cut.run_until_cancelled(joined).await else {
         return;
     };
-    let was_joining = shared
-        .phase
-        .send_if_modified(|phase| match phase {
-            Phase::Joining => {
-                *phase = Phase::Serving;
-                true
-            }
-            Phase::Serving | Phase::Notice | Phase::Draining => false,
-        });
+    let was_joining = shared.phase.send_if_modified(|phase| match phase {
+        Phase::Joining => {
+            *phase = Phase::Serving;
+            true
+        }
+        Phase::Serving | Phase::Notice | Phase::Draining => false,
+    });
     if was_joining && joined.is_err() {
         tracing::warn!(
             ?deadline,

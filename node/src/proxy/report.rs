@@ -109,7 +109,8 @@ impl Observer {
                 MemberState::Suspect | MemberState::Alive | MemberState::Draining
                     if shared.links.best(peer).is_none() =>
                 {
-                    let why = failure.map_or_else(String::new, |failure| format!(": {}", failure.what));
+                    let why =
+                        failure.map_or_else(String::new, |failure| format!(": {}", failure.what));
                     problem(
                         format!("the proxy {peer} is {} for others, and not connected to this one{why}", state_name(known.state)),
                         "see that UDP passes between the two both ways, and what each advertises (quic.advertise, quic.peer_advertise)".into(),
@@ -137,7 +138,12 @@ impl Observer {
         let sessions = self.shared.sessions.all();
         let cloned = sessions.iter().filter(|session| session.is_cloned());
         cloned
-            .map(|session| (session.agent.clone(), self.shared.instances(&session.agent).len()))
+            .map(|session| {
+                (
+                    session.agent.clone(),
+                    self.shared.instances(&session.agent).len(),
+                )
+            })
             .filter(|(_, instances)| *instances > 1)
             .collect()
     }
@@ -152,11 +158,11 @@ impl Observer {
             .map(|known| {
                 let profile = known.profile;
                 Peer {
-                    connection: shared.links.best(&profile.name).map(|link| connection(&link)),
-                    routes: shared
-                        .routing
-                        .have(&profile.name)
-                        .map(|head| head.count),
+                    connection: shared
+                        .links
+                        .best(&profile.name)
+                        .map(|link| connection(&link)),
+                    routes: shared.routing.have(&profile.name).map(|head| head.count),
                     last_error: shared.links.failure(profile.name.as_str()),
                     name: profile.name.to_string(),
                     group: profile.group.to_string(),

@@ -142,7 +142,6 @@ impl Routing {
         };
         copies.is_behind(owner, head)
     }
-
 }
 
 /// A row of the own routes.
@@ -242,10 +241,7 @@ async fn read(shared: &Shared, link: &Link) -> RoutesError {
     }
 }
 
-async fn try_read(
-    shared: &Shared,
-    link: &Link,
-) -> Result<std::convert::Infallible, RoutesError> {
+async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallible, RoutesError> {
     let routing = &shared.routing;
     let (mut send, mut recv) = link.connection.open_bi().await?;
     let have = routing
@@ -292,7 +288,9 @@ async fn try_read(
             }
         };
         let gone = match &frame {
-            RoutesFrame::Delta(delta) => delta.removed.iter().map(|row| row.agent.clone()).collect(),
+            RoutesFrame::Delta(delta) => {
+                delta.removed.iter().map(|row| row.agent.clone()).collect()
+            }
             RoutesFrame::Snapshot(_) | RoutesFrame::Rows(_) => Vec::new(),
         };
         let applied = {
@@ -307,7 +305,9 @@ async fn try_read(
             shared.session_ended(&agent);
         }
         if let Some(applied) = applied {
-            routing.first_copy.send_if_modified(|there| !std::mem::replace(there, true));
+            routing
+                .first_copy
+                .send_if_modified(|there| !std::mem::replace(there, true));
             let frame = RoutesReaderFrame::Applied(applied);
             send.write_all(&frames::encode(&frame)?).await?;
         }

@@ -4,9 +4,7 @@ use anyhow::ensure;
 use mesh_tests::Result;
 use mesh_tests::sim::{Link, World, run};
 
-use crate::support::{
-    MS, SECOND, connected_agent_at, is_meshed, mesh, peers, reaches,
-};
+use crate::support::{MS, SECOND, connected_agent_at, is_meshed, mesh, peers, reaches};
 
 fn state(world: &World, asked: mesh_tests::sim::NodeId, of: mesh_tests::sim::NodeId) -> String {
     let name = world.name(of).to_owned();
@@ -35,7 +33,9 @@ fn one_connection_per_pair() -> Result {
         ensure!(is_meshed(world, &proxies), "and stay one");
         for proxy in &proxies {
             for peer in peers(world, *proxy)? {
-                let age = peer.connection.map_or(0.0, |connection| connection.age_seconds);
+                let age = peer
+                    .connection
+                    .map_or(0.0, |connection| connection.age_seconds);
                 ensure!(age > 50.0, "the connection to {} is {age} s old", peer.name);
             }
         }
@@ -56,7 +56,9 @@ fn a_proxy_that_joins_one_is_known_to_all() -> Result {
             .await?;
         proxies.extend(fresh);
         world
-            .within(5 * SECOND, "all know the new one", |w| is_meshed(w, &proxies))
+            .within(5 * SECOND, "all know the new one", |w| {
+                is_meshed(w, &proxies)
+            })
             .await?;
         Ok(())
     })
@@ -84,20 +86,26 @@ fn a_leave_is_no_death() -> Result {
 
 #[test]
 fn a_dead_proxy_is_noticed_and_its_return_too() -> Result {
-    run("a_dead_proxy_is_noticed_and_its_return_too", 1, async |world| {
-        let proxies = mesh(world, 3).await?;
-        world.kill(proxies[0]);
-        world
-            .within(20 * SECOND, "it is down", |w| {
-                proxies[1..].iter().all(|proxy| state(w, *proxy, proxies[0]) == "down")
-            })
-            .await?;
-        world.restart(proxies[0]).await?;
-        world
-            .within(10 * SECOND, "it is back", |w| is_meshed(w, &proxies))
-            .await?;
-        Ok(())
-    })
+    run(
+        "a_dead_proxy_is_noticed_and_its_return_too",
+        1,
+        async |world| {
+            let proxies = mesh(world, 3).await?;
+            world.kill(proxies[0]);
+            world
+                .within(20 * SECOND, "it is down", |w| {
+                    proxies[1..]
+                        .iter()
+                        .all(|proxy| state(w, *proxy, proxies[0]) == "down")
+                })
+                .await?;
+            world.restart(proxies[0]).await?;
+            world
+                .within(10 * SECOND, "it is back", |w| is_meshed(w, &proxies))
+                .await?;
+            Ok(())
+        },
+    )
 }
 
 #[test]
@@ -130,7 +138,9 @@ fn a_split_heals() -> Result {
         );
         world.net().heal_all();
         let took = world
-            .within(10 * SECOND, "the mesh is whole again", |w| is_meshed(w, &proxies))
+            .within(10 * SECOND, "the mesh is whole again", |w| {
+                is_meshed(w, &proxies)
+            })
             .await?;
         println!("healed after {took:?}");
         for proxy in &proxies {
@@ -153,7 +163,11 @@ fn loss_kills_nobody() -> Result {
                 for b in &proxies {
                     if a != b {
                         let state = state(world, *a, *b);
-                        ensure!(state != "down" && state != "left", "{state} at {:?}", world.elapsed());
+                        ensure!(
+                            state != "down" && state != "left",
+                            "{state} at {:?}",
+                            world.elapsed()
+                        );
                     }
                 }
             }
@@ -165,20 +179,24 @@ fn loss_kills_nobody() -> Result {
 /// What a proxy tells of changes reaches the agents that hold it.
 #[test]
 fn agents_hear_of_proxies_within_two_seconds() -> Result {
-    run("agents_hear_of_proxies_within_two_seconds", 1, async |world| {
-        let mut proxies = mesh(world, 2).await?;
-        let agents = world.start_agents(20).await?;
-        world
-            .until("every agent holds every proxy", |w| w.all_hold(&agents, 2))
-            .await?;
-        proxies.extend(world.start_proxies(1).await?);
-        world
-            .within(3 * SECOND, "every agent holds the new one", |w| {
-                w.all_hold(&agents, 3)
-            })
-            .await?;
-        Ok(())
-    })
+    run(
+        "agents_hear_of_proxies_within_two_seconds",
+        1,
+        async |world| {
+            let mut proxies = mesh(world, 2).await?;
+            let agents = world.start_agents(20).await?;
+            world
+                .until("every agent holds every proxy", |w| w.all_hold(&agents, 2))
+                .await?;
+            proxies.extend(world.start_proxies(1).await?);
+            world
+                .within(3 * SECOND, "every agent holds the new one", |w| {
+                    w.all_hold(&agents, 3)
+                })
+                .await?;
+            Ok(())
+        },
+    )
 }
 
 #[test]
@@ -209,20 +227,23 @@ fn two_proxies_of_one_name_are_told_apart() -> Result {
         world
             .within(20 * SECOND, "the older one steps back", |w| {
                 w.proxy(proxies[0]).is_ok_and(|proxy| {
-                    proxy
-                        .status()
-                        .problems
-                        .iter()
-                        .any(|problem| problem.what.contains("another proxy is in the mesh as proxy-1"))
+                    proxy.status().problems.iter().any(|problem| {
+                        problem
+                            .what
+                            .contains("another proxy is in the mesh as proxy-1")
+                    })
                 })
             })
             .await?;
         world
             .within(20 * SECOND, "the newer one is in the mesh", |w| {
                 let peers = peers(w, proxies[1]).unwrap_or_default();
-                peers
-                    .iter()
-                    .any(|peer| peer.name == "proxy-1" && peer.epoch == 42 && peer.state == "alive" && peer.connection.is_some())
+                peers.iter().any(|peer| {
+                    peer.name == "proxy-1"
+                        && peer.epoch == 42
+                        && peer.state == "alive"
+                        && peer.connection.is_some()
+                })
             })
             .await?;
         world.run_for(60 * SECOND).await;

@@ -5,9 +5,7 @@ use mesh_tests::Result;
 use mesh_tests::sim::{Link, run};
 use node::proxy::Phase;
 
-use crate::support::{
-    MS, SECOND, agent_at, connected_agent_at, mesh, peers, reaches, route,
-};
+use crate::support::{MS, SECOND, agent_at, connected_agent_at, mesh, peers, reaches, route};
 
 #[test]
 fn route_appears_at_once() -> Result {
@@ -87,9 +85,9 @@ fn ghost_route_ends() -> Result {
         // Once it is given up, the answer is prompt, and the same everywhere.
         world
             .until("the route is gone", |w| {
-                proxies
-                    .iter()
-                    .all(|proxy| route(w, *proxy, agent).is_ok_and(|route| route.holders.is_empty()))
+                proxies.iter().all(|proxy| {
+                    route(w, *proxy, agent).is_ok_and(|route| route.holders.is_empty())
+                })
             })
             .await?;
         for proxy in &proxies {
@@ -154,7 +152,10 @@ fn fresh_proxy_is_not_ready_too_soon() -> Result {
         ensure!(*phase.borrow() == Phase::Joining, "not ready at once");
         let started = world.elapsed();
         phase.wait_for(|phase| *phase == Phase::Serving).await?;
-        ensure!(world.elapsed() - started < 5 * SECOND, "by routes, not by the deadline");
+        ensure!(
+            world.elapsed() - started < 5 * SECOND,
+            "by routes, not by the deadline"
+        );
         // Agents of the peer whose routes have come are there; the rest is found by asking.
         for (agent, echo) in &agents {
             reaches(world, fresh, *agent, echo).await?;
@@ -166,25 +167,31 @@ fn fresh_proxy_is_not_ready_too_soon() -> Result {
 /// A proxy whose peers are all dead is ready when its patience is over.
 #[test]
 fn a_proxy_without_peers_is_ready_after_its_deadline() -> Result {
-    run("a_proxy_without_peers_is_ready_after_its_deadline", 1, async |world| {
-        let proxies = world.start_proxies(1).await?;
-        world.kill(proxies[0]);
-        let alone = world
-            .start_proxies_with(1, |_, plan| {
-                plan.config.join_deadline = 4 * SECOND;
-                Ok(())
-            })
-            .await?[0];
-        let mut phase = world.proxy(alone)?.readiness();
-        let started = world.elapsed();
-        phase.wait_for(|phase| *phase == Phase::Serving).await?;
-        let took = world.elapsed() - started;
-        ensure!(took >= 4 * SECOND && took < 5 * SECOND, "{took:?}");
-        let problems = world.proxy(alone)?.status().problems;
-        ensure!(
-            problems.iter().any(|problem| problem.what.contains("no peer is connected")),
-            "{problems:?}"
-        );
-        Ok(())
-    })
+    run(
+        "a_proxy_without_peers_is_ready_after_its_deadline",
+        1,
+        async |world| {
+            let proxies = world.start_proxies(1).await?;
+            world.kill(proxies[0]);
+            let alone = world
+                .start_proxies_with(1, |_, plan| {
+                    plan.config.join_deadline = 4 * SECOND;
+                    Ok(())
+                })
+                .await?[0];
+            let mut phase = world.proxy(alone)?.readiness();
+            let started = world.elapsed();
+            phase.wait_for(|phase| *phase == Phase::Serving).await?;
+            let took = world.elapsed() - started;
+            ensure!(took >= 4 * SECOND && took < 5 * SECOND, "{took:?}");
+            let problems = world.proxy(alone)?.status().problems;
+            ensure!(
+                problems
+                    .iter()
+                    .any(|problem| problem.what.contains("no peer is connected")),
+                "{problems:?}"
+            );
+            Ok(())
+        },
+    )
 }

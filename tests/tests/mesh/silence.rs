@@ -39,7 +39,11 @@ async fn twins(world: &mut World, homes: [NodeId; 2]) -> Result<([NodeId; 2], Ru
 
 async fn dial(world: &World, proxy: NodeId, echo: &Running) -> Result<Duration> {
     let started = world.elapsed();
-    let tunnel = world.proxy(proxy)?.dialer("twin")?.dial(&echo.rule()).await?;
+    let tunnel = world
+        .proxy(proxy)?
+        .dialer("twin")?
+        .dial(&echo.rule())
+        .await?;
     let took = world.elapsed() - started;
     mesh_tests::sim::echoes(tunnel, b"hello").await?;
     Ok(took)
@@ -69,16 +73,24 @@ fn frozen_agent_is_passed_over() -> Result {
 /// The living twin is at another proxy.
 #[test]
 fn frozen_agent_is_passed_over_through_a_peer() -> Result {
-    run("frozen_agent_is_passed_over_through_a_peer", 1, async |world| {
-        let proxies = mesh(world, 3).await?;
-        let ([frozen, _], echo) = twins(world, [proxies[0], proxies[1]]).await?;
-        world.freeze(frozen);
-        for proxy in &proxies {
-            let took = dial(world, *proxy, &echo).await?;
-            ensure!(took < 10 * SECOND, "{took:?} through {}", world.name(*proxy));
-        }
-        Ok(())
-    })
+    run(
+        "frozen_agent_is_passed_over_through_a_peer",
+        1,
+        async |world| {
+            let proxies = mesh(world, 3).await?;
+            let ([frozen, _], echo) = twins(world, [proxies[0], proxies[1]]).await?;
+            world.freeze(frozen);
+            for proxy in &proxies {
+                let took = dial(world, *proxy, &echo).await?;
+                ensure!(
+                    took < 10 * SECOND,
+                    "{took:?} through {}",
+                    world.name(*proxy)
+                );
+            }
+            Ok(())
+        },
+    )
 }
 
 #[test]
@@ -103,7 +115,10 @@ fn lookup_never_waits_on_io() -> Result {
         // A new agent is registered without waiting for the dead for long.
         let started = world.elapsed();
         connected_agent_at(world, proxies[0]).await?;
-        ensure!(world.elapsed() - started < 2 * SECOND, "registration waited");
+        ensure!(
+            world.elapsed() - started < 2 * SECOND,
+            "registration waited"
+        );
         Ok(())
     })
 }
@@ -117,10 +132,11 @@ fn cloned_agents_are_named() -> Result {
         world.run_for(30 * SECOND).await;
         for proxy in &proxies {
             let status = world.proxy(*proxy)?.status();
-            let named = status
-                .problems
-                .iter()
-                .any(|problem| problem.what.contains("2 live processes call themselves agent twin"));
+            let named = status.problems.iter().any(|problem| {
+                problem
+                    .what
+                    .contains("2 live processes call themselves agent twin")
+            });
             ensure!(named, "{:?}", status.problems);
         }
         let cloned = |proxy: NodeId| world.metrics(proxy)?.get("mesh_proxy_agent_clones_total");

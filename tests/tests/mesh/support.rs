@@ -39,19 +39,11 @@ pub(crate) async fn connected_agent_at(
 }
 
 /// Dials an agent's echo service through a proxy, and has bytes come back.
-pub(crate) async fn reaches(
-    world: &World,
-    proxy: NodeId,
-    agent: NodeId,
-    echo: &Running,
-) -> Result {
-    let tunnel = world.dial(proxy, agent, &echo.rule()).await.with_context(|| {
-        format!(
-            "through {} to {}",
-            world.name(proxy),
-            world.name(agent)
-        )
-    })?;
+pub(crate) async fn reaches(world: &World, proxy: NodeId, agent: NodeId, echo: &Running) -> Result {
+    let tunnel = world
+        .dial(proxy, agent, &echo.rule())
+        .await
+        .with_context(|| format!("through {} to {}", world.name(proxy), world.name(agent)))?;
     echoes(tunnel, &pattern(0, 20_000)).await
 }
 

@@ -8,7 +8,7 @@ use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
 use super::Listeners;
 use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
-use crate::config::model::{DuplicateNames, CommonConfig, IngressConfig, ProxyConfig};
+use crate::config::model::{CommonConfig, DuplicateNames, IngressConfig, ProxyConfig};
 use crate::config::units::format_duration;
 
 /// The most peers to join.

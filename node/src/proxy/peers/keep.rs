@@ -185,8 +185,7 @@ async fn keep_member(shared: Arc<Shared>, endpoint: Endpoint, name: NodeName) {
             match dial(&shared, &endpoint, address, Some(&name)).await {
                 Ok((connection, control, peer)) => {
                     attempts.succeeded();
-                    let error =
-                        converse::converse(&shared, &connection, control, peer, true).await;
+                    let error = converse::converse(&shared, &connection, control, peer, true).await;
                     close(&shared, &connection, &error);
                     attempts.failed(address, &error);
                     break;
@@ -274,8 +273,7 @@ async fn visit(
                 result = Ok(());
                 let shared = shared.clone();
                 tasks.spawn(async move {
-                    let error =
-                        converse::converse(&shared, &connection, control, peer, true).await;
+                    let error = converse::converse(&shared, &connection, control, peer, true).await;
                     close(&shared, &connection, &error);
                 });
             }

@@ -175,7 +175,10 @@ impl Links {
 
     /// The connection to use for each peer, in the order of their names.
     pub(crate) fn all(&self) -> Vec<Arc<Link>> {
-        self.lock().values().filter_map(|links| best(links)).collect()
+        self.lock()
+            .values()
+            .filter_map(|links| best(links))
+            .collect()
     }
 
     /// Whether another connection takes the place of this one.

@@ -31,9 +31,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
         .await
         .unwrap_or(Err(PeerError::Timeout(timeout)));
     let error = match greeted {
-        Ok((control, peer)) => {
-            converse::converse(&shared, &connection, control, peer, false).await
-        }
+        Ok((control, peer)) => converse::converse(&shared, &connection, control, peer, false).await,
         Err(error) => error,
     };
     let remote = connection.remote_address();

@@ -132,17 +132,16 @@ impl<'a, 'e> Search<'a, 'e> {
             .filter(|(_, refusal)| refusal.reason != Reason::NoAgent);
         // The last word of those that hold the agent; what the others said is told behind it.
         let Some((path, last)) = found.last() else {
-            return (Path::None, Err(self::missing(self.shared, agent, self.reach)));
+            return (
+                Path::None,
+                Err(self::missing(self.shared, agent, self.reach)),
+            );
         };
         let mut message = last.message.clone();
         let mut said = BTreeSet::from([last.message.as_str()]);
         for (_, refusal) in &refusals {
             if refusal.reason != Reason::NoAgent && said.insert(&refusal.message) {
-                let _ = write!(
-                    message,
-                    "; before, {}: {}",
-                    refusal.reason, refusal.message
-                );
+                let _ = write!(message, "; before, {}: {}", refusal.reason, refusal.message);
             }
         }
         let refusal = Refusal::new(last.reason, message);

@@ -96,21 +96,22 @@ impl Way {
         let connection = self.connection();
         let in_use = self.hold();
         let credit_until = until.min(Instant::now() + STREAM_CREDIT_WAIT);
-        let (send, mut recv) =
-            match tokio::time::timeout_at(credit_until, connection.open_bi()).await {
-                Ok(Ok(halves)) => halves,
-                Ok(Err(error)) => {
-                    return Err(Refusal::new(
-                        Reason::Lost,
-                        format!("the connection to {whom} was lost: {error}"),
-                    ));
-                }
-                Err(_) => {
-                    let message =
-                        format!("{whom} has as many streams open as it takes (its quic.streams_max)");
-                    return Err(Refusal::new(Reason::Overloaded, message));
-                }
-            };
+        let (send, mut recv) = match tokio::time::timeout_at(credit_until, connection.open_bi())
+            .await
+        {
+            Ok(Ok(halves)) => halves,
+            Ok(Err(error)) => {
+                return Err(Refusal::new(
+                    Reason::Lost,
+                    format!("the connection to {whom} was lost: {error}"),
+                ));
+            }
+            Err(_) => {
+                let message =
+                    format!("{whom} has as many streams open as it takes (its quic.streams_max)");
+                return Err(Refusal::new(Reason::Overloaded, message));
+            }
+        };
         let meter = StreamMeter::open(&shared.node_metrics);
         let mut send = TunnelSend::new(send, meter);
 
