@@ -7,7 +7,8 @@ use certs::Kind;
 use mesh_proto::close::{CloseCode, ResetCode};
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{
-    ALPN_AGENT, ALPN_USER, AgentFrame, Answer, Leaving, ProxyFrame, SKIPPED_FRAMES_MAX, Services,
+    ALPN_AGENT, ALPN_USER, AgentFrame, Answer, Leaving, Open, OpenRoutes, ProxyFrame,
+    SKIPPED_FRAMES_MAX, Services,
 };
 use mesh_tests::fleet::Bystander;
 use mesh_tests::{Result, logs, probe, quic};
@@ -285,6 +286,8 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
         encoded(&control())?,
         "no control stream",
     ));
+    let routes = Open::Routes(OpenRoutes::default());
+    cases.push(("routes", encoded(&routes)?, "not for users"));
     cases.push((
         "no agent",
         encoded(&dial("nobody", "127.0.0.1:1")?)?,
@@ -299,7 +302,7 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
         let (_send, mut recv) = ask(&raw.connection, &bytes).await?;
         let (reason, message) = refusal(&mut recv).await.context(what)?;
         let expected = match what {
-            "an unknown frame" | "an answer" | "a control stream" => Reason::Unsupported,
+            "an unknown frame" | "an answer" | "a control stream" | "routes" => Reason::Unsupported,
             "no agent" => Reason::NoAgent,
             "a target that is refused" => Reason::NotAllowed,
             _ => Reason::Internal,

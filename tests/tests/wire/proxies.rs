@@ -8,8 +8,8 @@ use certs::Kind;
 use mesh_proto::close::{CloseCode, ResetCode};
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{
-    ALPN_AGENT, AgentFrame, Answer, Draining, Open, Opened, ProxyFrame, ProxyHello, Refused,
-    SKIPPED_FRAMES_MAX,
+    ALPN_AGENT, AgentFrame, Answer, Draining, Open, OpenRoutes, Opened, ProxyFrame, ProxyHello,
+    Refused, SKIPPED_FRAMES_MAX,
 };
 use mesh_tests::fleet::{Bystander, Node, agent_config};
 use mesh_tests::hostile::Server;
@@ -216,6 +216,8 @@ async fn requests(connection: &Connection, target: &str) -> Result {
         encoded(&control())?,
         "has a control stream",
     ));
+    let routes = Open::Routes(OpenRoutes::default());
+    cases.push(("routes", encoded(&routes)?, "has no routes"));
     cases.push((
         "another agent",
         encoded(&dial("a1", target)?)?,
@@ -244,7 +246,7 @@ async fn requests(connection: &Connection, target: &str) -> Result {
             bail!("{what}: {answer:?}")
         };
         let expected = match what {
-            "an unknown frame" | "an answer" | "a control stream" => Reason::Unsupported,
+            "an unknown frame" | "an answer" | "a control stream" | "routes" => Reason::Unsupported,
             "another agent" | "another cluster" => Reason::NoAgent,
             "a target that is not allowed" | "metadata" => Reason::NotAllowed,
             _ => Reason::Internal,
