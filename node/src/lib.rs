@@ -26,6 +26,7 @@
 pub mod admin;
 pub mod agent;
 pub mod app;
+mod changes;
 pub mod cli;
 pub mod config;
 pub mod forward;

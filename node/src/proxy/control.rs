@@ -274,10 +274,7 @@ async fn converse(
                 Ok((send, recv)) => refuse_stream(send, recv).await,
                 Err(error) => return Ending::of(&error),
             },
-            changed = changes.changed(), if tell_at.is_none() => {
-                if changed.is_err() {
-                    return Ending::of(&connection.closed().await);
-                }
+            () = changes.changed(), if tell_at.is_none() => {
                 // Changes come in flocks, as when proxies are rolled: told together.
                 tell_at = Some(Instant::now() + COALESCE);
             }

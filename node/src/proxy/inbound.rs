@@ -20,14 +20,22 @@ use crate::quic::{TunnelRecv, TunnelSend, TunnelStream};
 pub(super) struct Inbound {
     send: SendStream,
     recv: RecvStream,
+    /// Counted while it waits, and for as long as bytes are forwarded.
+    meter: Arc<StreamMeter>,
     /// Who opened it, for the log.
     who: String,
 }
 
 impl Inbound {
     /// A stream that `who` has opened.
-    pub(super) fn new(who: String, send: SendStream, recv: RecvStream) -> Self {
-        Self { send, recv, who }
+    pub(super) fn new(shared: &Shared, who: String, send: SendStream, recv: RecvStream) -> Self {
+        let meter = StreamMeter::open(&shared.node_metrics);
+        Self {
+            send,
+            recv,
+            meter,
+            who,
+        }
     }
 
     /// Reads what it is for. `None` when nothing comes of it; whoever opened it then knows why, if
@@ -71,7 +79,8 @@ impl Inbound {
         let _ = self.recv.stop(ResetCode::Refused.code().into());
     }
 
-    /// Answers that it is done. The halves then carry whatever was asked for.
+    /// Answers that it is done. The halves then carry whatever was asked for, and are no more among
+    /// the streams that a drain waits for.
     pub(super) async fn opened(mut self) -> Option<(SendStream, RecvStream)> {
         let answer = frames::encode(&Answer::Opened(Opened::default())).ok()?;
         self.send.write_all(&answer).await.ok()?;
@@ -93,9 +102,12 @@ impl Inbound {
             deadline: Duration::from_millis(dial.deadline_ms).min(shared.config.dial_deadline),
             trace: dial.trace,
         };
-        // Counted from here, so that a drain waits for it.
-        let meter = StreamMeter::open(&shared.node_metrics);
-        let Self { send, recv, who } = self;
+        let Self {
+            send,
+            recv,
+            meter,
+            who,
+        } = self;
         let mut send = TunnelSend::new(send, meter.clone());
         match router::dial(shared, &request, reach, None).await {
             Ok(tunnel) => {

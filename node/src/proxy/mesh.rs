@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::Shared;
+use crate::changes::{Changes, Watcher};
 
 /// How long agents believe what they are told of a proxy.
 pub(super) const MEMBER_TTL: Duration = Duration::from_secs(180);
@@ -34,8 +35,8 @@ pub(super) struct Mesh {
     start: Instant,
     /// There may be something to do.
     stirred: Notify,
-    /// Counts what agents and peers are to hear of.
-    version: watch::Sender<u64>,
+    /// What agents and peers are to hear of.
+    version: Changes,
     /// The epoch of a newer start of this proxy's name.
     superseded: watch::Sender<Option<u64>>,
 }
@@ -48,7 +49,7 @@ impl Mesh {
             core: Mutex::new(Membership::new(own, seed, Settings::default())?),
             start: Instant::now(),
             stirred: Notify::new(),
-            version: watch::Sender::new(0),
+            version: Changes::default(),
             superseded: watch::Sender::new(None),
         })
     }
@@ -69,12 +70,12 @@ impl Mesh {
     }
 
     /// Hears of every change of a member, this proxy too.
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
+    pub(super) fn changes(&self) -> Watcher {
+        self.version.watch()
     }
 
     fn changed(&self) {
-        self.version.send_modify(|version| *version += 1);
+        self.version.notify();
     }
 
     /// Hears of a newer start of this proxy's name.

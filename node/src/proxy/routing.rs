@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::peers::links::Link;
+use crate::changes::Changes;
 use crate::quic::frames::{self, FrameError, FrameReader};
 
 /// How long changes of the own routes are gathered before gossip tells of them: peers hear of each
@@ -55,14 +56,15 @@ enum RoutesError {
 #[derive(Debug)]
 pub(super) struct Routing {
     own: Mutex<OwnRoutes>,
-    /// The sequence of the own routes.
-    sequence: watch::Sender<u64>,
+    /// The own routes have changed.
+    changes: Changes,
     copies: RwLock<PeerRoutes>,
     /// Which of the own changes each reader of them has confirmed.
-    confirmed: watch::Sender<BTreeMap<u64, u64>>,
+    confirmed: Mutex<BTreeMap<u64, u64>>,
+    confirmations: Changes,
     next_reader: AtomicU64,
     /// Gossip has told of a peer's routes.
-    heard: watch::Sender<u64>,
+    heard: Changes,
     /// The first whole copy of a peer's routes is there.
     first_copy: watch::Sender<bool>,
 }
@@ -71,11 +73,12 @@ impl Routing {
     pub(super) fn new(epoch: u64) -> Self {
         Self {
             own: Mutex::new(OwnRoutes::new(epoch, &Limits::default())),
-            sequence: watch::Sender::new(0),
+            changes: Changes::default(),
             copies: RwLock::new(PeerRoutes::new(Limits::default())),
-            confirmed: watch::Sender::new(BTreeMap::new()),
+            confirmed: Mutex::default(),
+            confirmations: Changes::default(),
             next_reader: AtomicU64::new(0),
-            heard: watch::Sender::new(0),
+            heard: Changes::default(),
             first_copy: watch::Sender::new(false),
         }
     }
@@ -84,10 +87,20 @@ impl Routing {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn confirmed(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.confirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_confirmed(&self, sequence: u64) -> bool {
+        self.confirmed().values().all(|known| *known >= sequence)
+    }
+
     /// An agent is here, until the guard drops.
     pub(super) fn hold(self: &Arc<Self>, agent: NodeName, instance: [u8; 16]) -> Row {
         let sequence = self.own().add(agent.clone(), instance);
-        self.sequence.send_replace(sequence);
+        self.changes.notify();
         Row {
             routing: self.clone(),
             agent,
@@ -125,7 +138,7 @@ impl Routing {
 
     /// Gossip has told how far a peer's routes are.
     pub(super) fn heard_of(&self, _owner: &NodeName) {
-        self.heard.send_modify(|count| *count += 1);
+        self.heard.notify();
     }
 
     /// Whether the routes of some peer are there.
@@ -157,12 +170,12 @@ impl Row {
     /// Completes when every peer that reads this proxy's routes knows of the row, or a short
     /// deadline has passed: from then on the agent can be dialled through any proxy.
     pub(super) async fn shared(&self) {
-        let mut confirmed = self.routing.confirmed.subscribe();
-        let known = confirmed.wait_for(|confirmed| {
-            confirmed
-                .values()
-                .all(|sequence| *sequence >= self.sequence)
-        });
+        let mut confirmations = self.routing.confirmations.watch();
+        let known = async {
+            while !self.routing.is_confirmed(self.sequence) {
+                confirmations.changed().await;
+            }
+        };
         if tokio::time::timeout(SHARE_DEADLINE, known).await.is_err() {
             tracing::debug!(agent = %self.agent, "a peer has not confirmed the agent's route in time");
         }
@@ -171,14 +184,14 @@ impl Row {
 
 impl Drop for Row {
     fn drop(&mut self) {
-        let sequence = self.routing.own().remove(&self.agent, &self.instance);
-        self.routing.sequence.send_replace(sequence);
+        self.routing.own().remove(&self.agent, &self.instance);
+        self.routing.changes.notify();
     }
 }
 
 /// Lets gossip tell how far the own routes are, until the proxy ends.
 pub(super) async fn announce(shared: Arc<Shared>) {
-    let mut changes = shared.routing.sequence.subscribe();
+    let mut changes = shared.routing.changes.watch();
     loop {
         changes.mark_unchanged();
         let head = shared.routing.own().head();
@@ -189,9 +202,9 @@ pub(super) async fn announce(shared: Arc<Shared>) {
         });
         let next = async {
             tokio::time::sleep(HEAD_INTERVAL).await;
-            changes.changed().await.is_ok()
+            changes.changed().await;
         };
-        if shared.cut.run_until_cancelled(next).await != Some(true) {
+        if shared.cut.run_until_cancelled(next).await.is_none() {
             break;
         }
     }
@@ -214,7 +227,7 @@ pub(super) async fn follow(shared: Arc<Shared>, link: Arc<Link>) {
             tokio::select! {
                 biased;
                 _ = link.connection.closed() => return,
-                changed = links.changed() => if changed.is_err() { return } else { continue },
+                () = links.changed() => continue,
             }
         }
         let error = tokio::select! {
@@ -259,20 +272,16 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         Answer::Refused(refused) => return Err(RoutesError::Refused(refused.message)),
     }
     reader.converse();
-    let mut heard = routing.heard.subscribe();
+    let mut heard = routing.heard.watch();
     let mut behind_since: Option<Instant> = None;
     loop {
         let give_up = behind_since.map(|since| since + BEHIND_FOR);
         let frame = tokio::select! {
             biased;
             frame = reader.next::<RoutesFrame>(&mut recv) => frame?,
-            changed = heard.changed(), if behind_since.is_none() => {
-                if changed.is_ok()
-                    && shared
-                        .mesh
-                        .head(&link.name)
-                        .is_some_and(|head| routing.is_behind(&link.name, head))
-                {
+            () = heard.changed(), if behind_since.is_none() => {
+                let head = shared.mesh.head(&link.name);
+                if head.is_some_and(|head| routing.is_behind(&link.name, head)) {
                     behind_since = Some(Instant::now());
                 }
                 continue;
@@ -352,9 +361,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn of(routing: &'a Routing, cursor: Cursor) -> Self {
         let id = routing.next_reader.fetch_add(1, Ordering::Relaxed);
-        routing.confirmed.send_modify(|confirmed| {
-            confirmed.insert(id, 0);
-        });
+        routing.confirmed().insert(id, 0);
         Self {
             routing,
             id,
@@ -367,22 +374,17 @@ impl<'a> Reader<'a> {
     }
 
     fn confirm(&self, sequence: u64) {
-        self.routing.confirmed.send_if_modified(|confirmed| {
-            let Some(before) = confirmed.get_mut(&self.id) else {
-                return false;
-            };
-            let is_news = *before < sequence;
+        if let Some(before) = self.routing.confirmed().get_mut(&self.id) {
             *before = sequence.max(*before);
-            is_news
-        });
+        }
+        self.routing.confirmations.notify();
     }
 }
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
-        self.routing.confirmed.send_modify(|confirmed| {
-            confirmed.remove(&self.id);
-        });
+        self.routing.confirmed().remove(&self.id);
+        self.routing.confirmations.notify();
     }
 }
 
@@ -404,7 +406,7 @@ async fn hear(reader: &Reader<'_>, mut recv: RecvStream) -> RoutesError {
 
 async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
     let routing = reader.routing;
-    let mut changes = routing.sequence.subscribe();
+    let mut changes = routing.changes.watch();
     loop {
         changes.mark_unchanged();
         loop {
@@ -421,8 +423,6 @@ async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
                 return error;
             }
         }
-        if changes.changed().await.is_err() {
-            return RoutesError::Connection(ConnectionError::LocallyClosed);
-        }
+        changes.changed().await;
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (shared, user) = (shared.clone(), user.clone());
-                    let inbound = Inbound::new(format!("user:{user}"), send, recv);
+                    let inbound = Inbound::new(&shared, format!("user:{user}"), send, recv);
                     tasks.spawn(async move {
                         let cut = shared.cut.clone();
                         cut.run_until_cancelled(serve_stream(shared, user, inbound)).await;

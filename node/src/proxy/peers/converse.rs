@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_proto::membership::Standing;
 use mesh_proto::wire::{PeerChanged, PeerFrame, Profile, TakenForDead};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -154,7 +154,7 @@ async fn speak(
         tokio::select! {
             biased;
             _ = connection.closed() => break,
-            changed = changes.changed() => if changed.is_err() { break },
+            () = changes.changed() => {}
             changed = dead.changed() => if changed.is_err() { break },
         }
     }
@@ -231,9 +231,7 @@ async fn listen(
                 Ok((send, recv)) => tasks.spawn(streams::serve(shared.clone(), link.clone(), send, recv)),
                 Err(error) => return error.into(),
             },
-            changed = links.changed() => if changed.is_err() {
-                return PeerError::Connection(ConnectionError::LocallyClosed);
-            },
+            () = links.changed() => {}
             () = tasks.reap() => {}
             () = tokio::time::sleep(SUPERFLUOUS_FOR), if superfluous_since.is_some() => {}
         }

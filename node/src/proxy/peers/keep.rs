@@ -58,7 +58,7 @@ pub(in crate::proxy) async fn run(shared: Arc<Shared>, endpoint: Endpoint) {
         tokio::select! {
             biased;
             () = shared.cut.cancelled() => break,
-            changed = changes.changed() => if changed.is_err() { break },
+            () = changes.changed() => {}
             () = tasks.reap() => {}
         }
     }
@@ -175,8 +175,8 @@ async fn keep_member(shared: Arc<Shared>, endpoint: Endpoint, name: NodeName) {
         tokio::select! {
             biased;
             () = shared.cut.cancelled() => return,
-            changed = links.changed() => if changed.is_err() { return } else { continue },
-            changed = members.changed(), if asleep => if changed.is_err() { return } else { continue },
+            () = links.changed() => continue,
+            () = members.changed(), if asleep => continue,
             () = wait => {}
         }
         due = None;
@@ -231,7 +231,7 @@ async fn keep_seed(shared: Arc<Shared>, endpoint: Endpoint, address: String) {
                 biased;
                 () = shared.cut.cancelled() => break,
                 () = &mut asleep => break,
-                changed = links.changed() => if changed.is_err() { break },
+                () = links.changed() => {}
                 () = tasks.reap() => {}
             }
         }

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use mesh_proto::name::NodeName;
 use quinn::{Connection, SendDatagramError};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::silence::Silence;
+use crate::changes::{Changes, Watcher};
 use crate::report::Failure;
 
 /// Peers and addresses whose last failure is remembered.
@@ -83,8 +83,8 @@ pub(crate) struct Links {
     next_number: AtomicU64,
     /// Why a peer could not be reached last, by its name or by the address of the config.
     failures: Mutex<BTreeMap<String, (String, Instant)>>,
-    /// Counts joins and ends.
-    version: watch::Sender<u64>,
+    /// Joins and ends.
+    version: Changes,
 }
 
 impl Links {
@@ -94,13 +94,13 @@ impl Links {
             by_name: Mutex::default(),
             next_number: AtomicU64::new(1),
             failures: Mutex::default(),
-            version: watch::Sender::new(0),
+            version: Changes::default(),
         }
     }
 
     /// Hears of every join and every end.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
+    pub(crate) fn changes(&self) -> Watcher {
+        self.version.watch()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Vec<Arc<Link>>>> {
@@ -165,7 +165,7 @@ impl Links {
     }
 
     fn changed(&self) {
-        self.version.send_modify(|version| *version += 1);
+        self.version.notify();
     }
 
     /// The connection to use for a peer.

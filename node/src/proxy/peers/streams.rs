@@ -25,7 +25,7 @@ pub(super) async fn serve(
 }
 
 async fn answer(shared: Arc<Shared>, link: Arc<Link>, send: SendStream, recv: RecvStream) {
-    let inbound = Inbound::new(format!("proxy:{}", link.name), send, recv);
+    let inbound = Inbound::new(&shared, format!("proxy:{}", link.name), send, recv);
     let Some((inbound, open)) = inbound.open(&shared).await else {
         return;
     };
