@@ -32,7 +32,10 @@
 //! # Use
 //!
 //! Call [`poll`](Membership::poll) until it returns `None` after every other call and at
-//! [`next_wake`](Membership::next_wake). A datagram for a proxy without a connection is dropped.
+//! [`next_wake`](Membership::next_wake). A datagram for a proxy without a connection is dropped. Most
+//! proxies should be connected to most others: one that few can reach is suspected wrongly more often.
+//! A connection is of one start of a proxy: when a later one shows ([`Event::Changed`] with a higher
+//! epoch), the peer on it is told as for [`Standing::Older`].
 
 mod dice;
 mod engine;
@@ -214,7 +217,7 @@ impl Membership {
         self.learn(peer, false)
     }
 
-    /// The connection to a peer has ended, for whatever reason.
+    /// The last connection to a peer of that name has ended, for whatever reason.
     pub fn closed(&mut self, now: Time, peer: &NodeName) {
         self.tick(now);
         self.connected.remove(peer);
@@ -231,6 +234,8 @@ impl Membership {
         }
         if epoch > self.own.epoch {
             self.supersede(epoch);
+        } else if revision > self.own.revision && self.give_in() {
+            self.supersede(self.own.epoch);
         } else if revision >= self.own.revision {
             self.renew_above(revision);
         }

@@ -268,7 +268,7 @@ impl Membership {
     }
 
     /// Whether somebody else outbids this proxy's name and epoch again and again.
-    fn give_in(&mut self) -> bool {
+    pub(super) fn give_in(&mut self) -> bool {
         let (count, since) = self.claims;
         self.claims = if self.now.since(since) > self.settings.remember {
             (1, self.now)

@@ -18,12 +18,15 @@ fn all_find_each_other_through_one() {
 
 #[test]
 fn gossip_alone_tells_of_everybody() {
-    // Nobody dials anybody but the first one, so that the others hear of each other from it.
+    // Nobody dials whom it hears of: each has a connection to the first one and to two others.
     for seed in 0..3 {
         let mut world = World::new(seed);
         world.dials = false;
         world.loss = 50;
         world.grow(20);
+        for index in 1..20 {
+            world.connect(index, (index + 4) % 20);
+        }
         world.run_until(5 * SECOND, |world| {
             let all = |node: &Node| node.membership.members().count() == 19;
             world.nodes.iter().all(all)

@@ -138,7 +138,9 @@ impl World {
     }
 
     pub(crate) fn start(&mut self, name: &str, epoch: u64) -> usize {
-        let own = profile(name, epoch);
+        let mut own = profile(name, epoch);
+        // Wherever it is started, it has another address.
+        own.addresses = vec![format!("host-{}.example.com:7443", self.nodes.len())];
         let seed = self.below(u64::MAX);
         let membership = Membership::new(own.clone(), seed, self.settings.clone()).unwrap();
         let index = self.nodes.len();
@@ -235,6 +237,14 @@ impl World {
         if one == other || !open || !alive || !thawed || self.connections[one].contains_key(&other)
         {
             return;
+        }
+        // A proxy has one connection to each name: the latest.
+        for (end, peer) in [(one, other), (other, one)] {
+            for stale in self.peers(end) {
+                if self.nodes[stale].name == self.nodes[peer].name {
+                    self.close(end, stale);
+                }
+            }
         }
         self.count += 1;
         self.connections[one].insert(other, self.count);
@@ -352,7 +362,8 @@ impl World {
         }
         let name = self.nodes[from].name.clone();
         let now = self.now;
-        let gone = self.connection(from, to).is_none();
+        let peers = self.peers(to);
+        let gone = !peers.iter().any(|peer| self.nodes[*peer].name == name);
         let membership = &mut self.nodes[to].membership;
         let standing = match message {
             Message::Hello(profile) => membership.connected(now, profile),
@@ -368,10 +379,12 @@ impl World {
                 Standing::Taken
             }
         };
-        if let Standing::Dead { epoch, revision } = standing
-            && self.tells_dead
-        {
-            self.message(to, from, Message::Dead(epoch, revision));
+        match standing {
+            Standing::Dead { epoch, revision } if self.tells_dead => {
+                self.message(to, from, Message::Dead(epoch, revision));
+            }
+            Standing::Older { epoch } => self.message(to, from, Message::Dead(epoch, 0)),
+            _ => {}
         }
         self.pump(to);
     }
@@ -426,7 +439,15 @@ impl World {
     fn note(&mut self, index: usize, event: Event) {
         match event {
             Event::Changed(name) => {
-                let state = self.nodes[index].membership.member(&name).unwrap().state;
+                let known = self.nodes[index].membership.member(&name).unwrap();
+                let (state, epoch) = (known.state, known.profile.epoch);
+                // A connection to an earlier start of that name has become one.
+                for peer in self.peers(index) {
+                    let node = &self.nodes[peer];
+                    if node.name == name && node.membership.own().epoch < epoch {
+                        self.message(index, peer, Message::Dead(epoch, 0));
+                    }
+                }
                 if matches!(state, MemberState::Down | MemberState::Left) {
                     let who = self.last(&name);
                     self.deaths.push((self.now, index, who, state));
