@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use foca::Member;
 
 use super::engine::{self, Id};
-use super::{CLAIMS_MAX, Event, Membership};
+use super::{Event, Membership};
 use crate::name::NodeName;
 use crate::time::Time;
 use crate::wire::{
@@ -275,7 +275,7 @@ impl Membership {
         } else {
             (count + 1, since)
         };
-        self.claims.0 > CLAIMS_MAX
+        self.claims.0 > self.claims_max
     }
 
     fn take_heads(

@@ -62,14 +62,13 @@ fn a_connection_that_ends_is_no_death() {
         world.close(round % 10, (round + 3) % 10);
         world.run(SECOND);
     }
-    world.run(10 * SECOND);
-    world.assert_truth();
+    world.run_until(10 * SECOND, World::is_true);
     assert_eq!(world.deaths, []);
     // Nor when the two never find each other again, and others see both.
     world.dials = false;
     world.close(0, 1);
     world.run(60 * SECOND);
-    world.assert_truth();
+    world.run_until(10 * SECOND, World::is_true);
     assert_eq!(world.deaths, []);
 }
 

@@ -13,9 +13,6 @@ pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
 /// After how long without a packet a connection ends.
 const IDLE: Duration = Duration::from_secs(15);
-/// How often a node dials those that it knows and is not connected to.
-const REDIAL: Duration = Duration::from_secs(1);
-
 /// What is under way.
 #[derive(Debug)]
 enum Happening {
@@ -332,7 +329,10 @@ impl World {
                 }
             }
             Happening::Redial(index) => {
-                self.later(REDIAL, Happening::Redial(index));
+                // Never in step with others.
+                let wait = 500 + self.below(1000);
+                let wait = MS * u32::try_from(wait).unwrap();
+                self.later(wait, Happening::Redial(index));
                 if self.dials && !self.is_frozen(index) {
                     self.dial(index);
                 }
@@ -389,19 +389,18 @@ impl World {
         self.pump(to);
     }
 
-    /// Dials whom it knows, those that are taken for dead too: that is how a split heals.
+    /// About once a second it dials whom it knows, those that are taken for dead too: that is how a split heals.
     fn dial(&mut self, index: usize) {
         if !self.nodes[index].alive || self.nodes[index].superseded.is_some() {
             return;
         }
-        let known: BTreeSet<_> = self.nodes[index]
-            .membership
-            .members()
+        let members = self.nodes[index].membership.members();
+        let known: BTreeSet<_> = members
             .filter(|known| known.state != MemberState::Left)
-            .map(|known| known.profile.name.clone())
+            .map(|known| known.profile.addresses.clone())
             .collect();
         for other in 0..self.nodes.len() {
-            if known.contains(&self.nodes[other].name) {
+            if known.contains(&self.nodes[other].membership.own().addresses) {
                 self.connect(index, other);
             }
         }
