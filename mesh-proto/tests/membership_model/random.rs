@@ -127,8 +127,6 @@ fn check(seed: u64, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
-
     #[test]
     fn in_the_end_every_view_is_true(
         seed in any::<u64>(),
