@@ -21,5 +21,7 @@ mod names;
 mod random;
 #[path = "membership_model/splits.rs"]
 mod splits;
+#[path = "membership_model/truth.rs"]
+mod truth;
 #[path = "membership_model/world.rs"]
 mod world;
