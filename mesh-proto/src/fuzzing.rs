@@ -4,16 +4,19 @@
 use std::fmt::{Debug, Display};
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::allow::{AllowList, AllowRule};
+use crate::membership::{Membership, Output, Settings};
 use crate::name::{AgentRef, Cluster, Generation, Group, NodeName, ServiceName, TokenName};
 use crate::principal::Principal;
 use crate::refusal::Reason;
 use crate::routes::{Limits, PeerRoutes};
 use crate::target::{HostName, Target, UnixPath};
+use crate::time::Time;
 use crate::wire::{
-    AgentFrame, Answer, FRAME_HEADER_BYTES, Frame, FrameHeader, Open, ProxyFrame, RoutesFrame,
-    RoutesReaderFrame, TraceContext,
+    AgentFrame, Answer, FRAME_HEADER_BYTES, Frame, FrameHeader, GOSSIP_BYTES_MAX, Gossip, Open,
+    Profile, ProxyFrame, RoutesFrame, RoutesReaderFrame, TraceContext,
 };
 
 /// What a fuzz target does with one input.
@@ -27,6 +30,8 @@ pub const TARGETS: &[(&str, Run)] = &[
     ("proxy", proxy),
     ("routes", routes),
     ("routes_reader", routes_reader),
+    ("gossip", gossip),
+    ("membership", membership),
     ("text", text),
     ("allow", allow),
 ];
@@ -60,6 +65,83 @@ pub fn routes(data: &[u8]) {
 /// What an owner of routes hears from a reader.
 pub fn routes_reader(data: &[u8]) {
     frames::<RoutesReaderFrame>(data);
+}
+
+/// A gossip datagram.
+pub fn gossip(data: &[u8]) {
+    frames::<Gossip>(data);
+}
+
+/// How many others `p2` may know in [`membership`].
+const OTHERS_MAX: usize = 4;
+
+/// Gossip datagrams, frame behind frame, from `p1` to the proxy `p2`, which knows `p3`: what was
+/// refused has changed nothing, and what is answered is within its bounds.
+pub fn membership(mut data: &[u8]) {
+    let profile = |name: &str| {
+        Some(Profile {
+            name: name.parse().ok()?,
+            epoch: 5,
+            revision: 0,
+            group: "blue".parse().ok()?,
+            generation: Generation(3),
+            addresses: Vec::new(),
+            peer_addresses: Vec::new(),
+            draining: false,
+            ext: Vec::new(),
+        })
+    };
+    let settings = Settings {
+        members_max: OTHERS_MAX + 1,
+        ..Settings::default()
+    };
+    let (Some(own), Some(from), Some(third)) = (profile("p2"), profile("p1"), profile("p3")) else {
+        return;
+    };
+    let Ok(mut membership) = Membership::new(own, 1, settings) else {
+        return;
+    };
+    let from = from.name;
+    let mut now = Time::ZERO;
+    membership.connected(now, third);
+    while let Some((header, rest)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() {
+        answers(&mut membership, now);
+        let [a, b, c, d, ..] = *header;
+        let body_bytes = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        let end = FRAME_HEADER_BYTES.saturating_add(body_bytes.min(rest.len()));
+        let (datagram, rest) = data.split_at_checked(end).unwrap_or((data, &[]));
+        let before = format!("{membership:?}");
+        if membership.receive(now, &from, datagram).is_err() {
+            let after = format!("{membership:?}");
+            assert_eq!(before, after, "what was refused changes nothing");
+        }
+        assert!(membership.members().count() <= OTHERS_MAX, "too many");
+        now = now + Duration::from_millis(300);
+        data = rest;
+    }
+    for _ in 0..10 {
+        answers(&mut membership, now);
+        now = now + Duration::from_millis(900);
+    }
+}
+
+fn answers(membership: &mut Membership, now: Time) {
+    let mut count = 0;
+    while let Some(output) = membership.poll(now) {
+        count += 1;
+        assert!(count <= 200, "it never ends");
+        if let Output::Send { to, datagram } = output {
+            assert!(datagram.len() <= GOSSIP_BYTES_MAX, "it is too long");
+            let read = Gossip::from_datagram(&datagram);
+            let own = membership.own();
+            assert!(
+                matches!(read, Ok(Some(gossip)) if gossip.message.to.name == to
+                    && gossip.message.from.name == own.name),
+                "it cannot be read"
+            );
+        }
+    }
+    assert_eq!(membership.faults(), 0, "something failed that cannot");
 }
 
 /// Every text form: what is read is written as something that reads as the same.

@@ -32,7 +32,10 @@
 //! # Use
 //!
 //! Call [`poll`](Membership::poll) until it returns `None` after every other call and at
-//! [`next_wake`](Membership::next_wake). A datagram for a proxy without a connection is dropped.
+//! [`next_wake`](Membership::next_wake). A datagram for a proxy without a connection is dropped. Most
+//! proxies should be connected to most others: one that few can reach is suspected wrongly more often.
+//! A connection is of one start of a proxy: when a later one shows ([`Event::Changed`] with a higher
+//! epoch), the peer on it is told as for [`Standing::Older`].
 
 mod dice;
 mod engine;
@@ -60,9 +63,11 @@ use crate::name::NodeName;
 use crate::time::Time;
 use crate::wire::{MemberHead, Profile, ProfileError, RoutesHead};
 
-/// How many live claims to its own name and epoch a proxy outbids before it gives in, in the time
-/// in which the dead are remembered.
-const CLAIMS_MAX: u32 = 8;
+/// How many claims of others to its own name and epoch a proxy outbids before it gives in, in the time
+/// in which the dead are remembered: at least this, and up to [`CLAIMS_MORE`] more by its seed, so that
+/// of two clones hardly ever both give in.
+const CLAIMS_MIN: u32 = 8;
+const CLAIMS_MORE: usize = 64;
 
 /// How far a told revision of this proxy may be ahead of its own to be believed. A proxy that has lost
 /// its state must get above what others remember; nobody changes this often.
@@ -95,8 +100,9 @@ pub struct Membership {
     lonely_at: Option<Time>,
     /// Until when own suspicions are doubted.
     doubt_until: Time,
-    /// Live claims to this proxy's name and epoch, and since when they are counted.
+    /// Others' claims to this proxy's name and epoch, and since when they are counted.
     claims: (u32, Time),
+    claims_max: u32,
     silence: Option<Silence>,
     out: Outbox,
 }
@@ -110,13 +116,15 @@ impl Membership {
         own.check()?;
         let settings = settings.mended();
         let own = Arc::new(own);
+        let mut dice = Dice::new(!seed);
+        let more = u32::try_from(dice.below(CLAIMS_MORE)).unwrap_or_default();
         Ok(Self {
             now: Time::ZERO,
             own_head: None,
             incarnation: (own.revision, 0),
             engine: Engine::new(Arc::clone(&own), Dice::new(seed), &settings),
             timers: Timers::default(),
-            dice: Dice::new(!seed),
+            dice,
             view: BTreeMap::new(),
             seen: Vec::new(),
             heads: BTreeMap::new(),
@@ -125,6 +133,7 @@ impl Membership {
             lonely_at: None,
             doubt_until: Time::ZERO,
             claims: (0, Time::ZERO),
+            claims_max: CLAIMS_MIN + more,
             silence: None,
             out: Outbox::default(),
             own,
@@ -214,7 +223,7 @@ impl Membership {
         self.learn(peer, false)
     }
 
-    /// The connection to a peer has ended, for whatever reason.
+    /// The last connection to a peer of that name has ended, for whatever reason.
     pub fn closed(&mut self, now: Time, peer: &NodeName) {
         self.tick(now);
         self.connected.remove(peer);
@@ -231,6 +240,8 @@ impl Membership {
         }
         if epoch > self.own.epoch {
             self.supersede(epoch);
+        } else if revision > self.own.revision && self.give_in() {
+            self.supersede(self.own.epoch);
         } else if revision >= self.own.revision {
             self.renew_above(revision);
         }

@@ -8,9 +8,10 @@ mod routes;
 use std::fmt::Debug;
 
 use mesh_proto::wire::{
-    AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame, FrameHeader,
-    Leaving, Member, MemberState, Members, Open, OpenControl, Opened, PeerChanged, PeerFrame,
-    PeerHello, Profile, Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesFrame,
+    About, AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame,
+    FrameHeader, Gossip, GossipKind, GossipMessage, Leaving, Member, MemberHead, MemberState,
+    MemberUpdate, Members, Open, OpenControl, Opened, PeerChanged, PeerFrame, PeerHello, Profile,
+    ProfileId, Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesFrame, RoutesHead,
     RoutesReaderFrame, Service, Services, TakenForDead,
 };
 use mesh_proto::{Generation, Reason};
@@ -336,6 +337,7 @@ fn an_optional_frame_of_a_later_version_is_skipped_everywhere() {
     skipped::<ProxyFrame>();
     skipped::<RoutesFrame>();
     skipped::<RoutesReaderFrame>();
+    skipped::<Gossip>();
 }
 
 fn member() -> Member {
@@ -376,7 +378,7 @@ fn proxy_members() {
     );
 }
 
-fn profile() -> Profile {
+fn leaving_profile() -> Profile {
     Profile {
         name: "p1".parse().unwrap(),
         epoch: 4,
@@ -390,24 +392,24 @@ fn profile() -> Profile {
     }
 }
 
-const PROFILE: &str =
+const LEAVING_PROFILE: &str =
     "02 7031 04 05 04 626c7565 03 01 11 3230332e302e3131332e31303a37343433 00 01 00";
 
 #[test]
 fn peers() {
     pinned(
         &PeerFrame::Hello(PeerHello {
-            profile: profile(),
+            profile: leaving_profile(),
             ext: Ext::new(),
         }),
-        &["00000022 0401", PROFILE, "00"],
+        &["00000022 0401", LEAVING_PROFILE, "00"],
     );
     pinned(
         &PeerFrame::Changed(PeerChanged {
-            profile: profile(),
+            profile: leaving_profile(),
             ext: ext(),
         }),
-        &["0000002a 0402", PROFILE, EXT],
+        &["0000002a 0402", LEAVING_PROFILE, EXT],
     );
     pinned(
         &PeerFrame::TakenForDead(TakenForDead {
@@ -416,5 +418,152 @@ fn peers() {
             ext: ext(),
         }),
         &["0000000d 0403", "04 fb2c01", EXT],
+    );
+}
+
+fn profile(draining: bool, ext: Ext) -> Profile {
+    Profile {
+        name: "p1".parse().unwrap(),
+        epoch: 4,
+        revision: 300,
+        group: "blue".parse().unwrap(),
+        generation: Generation(3),
+        addresses: vec!["203.0.113.10:7443".into()],
+        peer_addresses: vec!["10.0.0.10:7443".into()],
+        draining,
+        ext,
+    }
+}
+
+const PROFILE: &str = "02 7031 04 fb2c01 04 626c7565 03 \
+    01 11 3230332e302e3131332e31303a37343433 01 0e 31302e302e302e31303a37343433";
+
+fn gossip(kind: GossipKind) -> Gossip {
+    let third = ProfileId {
+        name: "p3".parse().unwrap(),
+        epoch: 6,
+        revision: 1,
+    };
+    Gossip {
+        message: GossipMessage {
+            from: profile(false, Ext::new()),
+            incarnation: 1,
+            to: ProfileId {
+                name: "p2".parse().unwrap(),
+                epoch: 5,
+                revision: 0,
+            },
+            kind,
+            probe: 255,
+            about: (kind.about() == About::Third).then_some(third),
+        },
+        head: None,
+        updates: Vec::new(),
+        heads: Vec::new(),
+        ext: Ext::new(),
+    }
+}
+
+#[test]
+fn gossip_of_every_kind() {
+    let codes = [
+        "01", "02", "03", "04", "05", "06", "07", "08", "09", "0a", "0b",
+    ];
+    for (kind, code) in GossipKind::ALL.into_iter().zip(codes) {
+        let (length, about) = match kind.about() {
+            About::Third => ("00000044", "01 02 7033 06 01"),
+            About::Nobody => ("0000003f", "00"),
+        };
+        pinned(
+            &gossip(kind),
+            &[
+                length,
+                "0501",
+                PROFILE,
+                "00 00",
+                "01",
+                "02 7032 05 00",
+                code,
+                "ff",
+                about,
+                "00 00 00 00",
+            ],
+        );
+    }
+    let later = gossip(GossipKind::Other(999));
+    pinned(
+        &later,
+        &[
+            "00000041 0501",
+            PROFILE,
+            "00 00",
+            "01",
+            "02 7032 05 00",
+            "fbe703",
+            "ff",
+            "00",
+            "00 00 00 00",
+        ],
+    );
+}
+
+#[test]
+fn gossip_with_all_that_it_may_carry() {
+    let states = [
+        (MemberState::Alive, 0),
+        (MemberState::Suspect, 65_535),
+        (MemberState::Down, 1),
+        (MemberState::Other(999), 2),
+    ];
+    let updates = states.map(|(state, incarnation)| MemberUpdate {
+        profile: profile(true, ext()),
+        incarnation,
+        state,
+    });
+    let head = |sequence| RoutesHead {
+        epoch: 4,
+        sequence,
+        count: 10,
+    };
+    let told = Gossip {
+        head: Some(head(70_000)),
+        updates: updates.into(),
+        heads: vec![MemberHead {
+            name: "p3".parse().unwrap(),
+            head: head(9),
+        }],
+        ext: ext(),
+        ..gossip(GossipKind::Tell)
+    };
+    pinned(
+        &told,
+        &[
+            "00000148 0501",
+            PROFILE,
+            "00 00",
+            "01",
+            "02 7032 05 00",
+            "09 ff 00",
+            "01 04 fc70110100 0a",
+            "04",
+            PROFILE,
+            "01",
+            EXT,
+            "00 01",
+            PROFILE,
+            "01",
+            EXT,
+            "fbffff 02",
+            PROFILE,
+            "01",
+            EXT,
+            "01 05",
+            PROFILE,
+            "01",
+            EXT,
+            "02 fbe703",
+            "01 02 7033 04 09 0a",
+            EXT,
+        ],
     );
 }

@@ -3,8 +3,8 @@
 
 use mesh_proto::wire::{
     AgentFrame, Answer, CONTROL_BYTES_MAX, EXT_ENTRIES_MAX, Ext, FRAME_HEADER_BYTES, Frame,
-    FrameHeader, Open, Protocol, ProxyFrame, ROUTES_ROWS_MAX, RoutesFrame, RoutesReaderFrame,
-    RoutesRows, Row, SERVICES_MAX, Service, Services, WireError,
+    FrameHeader, Gossip, Open, Protocol, ProxyFrame, ROUTES_ROWS_MAX, RoutesFrame,
+    RoutesReaderFrame, RoutesRows, Row, SERVICES_MAX, Service, Services, WireError,
 };
 
 /// What an error and its text may cost, in bytes.
@@ -38,6 +38,7 @@ fn all(body: &[u8]) -> u64 {
         held_bytes::<ProxyFrame>(&[0x0301, 0x0302, 0x0303], body),
         held_bytes::<RoutesFrame>(&[0x0501, 0x0502, 0x0503], body),
         held_bytes::<RoutesReaderFrame>(&[0x0581], body),
+        held_bytes::<Gossip>(&[0x0501], body),
     ]
     .into_iter()
     .max()
@@ -113,6 +114,31 @@ fn the_worst_body_costs_a_bounded_multiple_of_itself() {
         "{} of {held_bytes_max} bytes held",
         count.bytes_max
     );
+}
+
+#[test]
+fn gossip_that_claims_tebibytes() {
+    // What comes before the updates is right.
+    let mut start = vec![2, b'p', b'1', 1, 0, 1, b'g', 3, 0, 0, 0, 0];
+    start.extend([0, 2, b'p', b'2', 1, 0, 9, 0, 0, 0]);
+    let mut nothing = start.clone();
+    nothing.extend([0, 0, 0]);
+    let header = |body: &[u8]| FrameHeader {
+        kind: 0x0501,
+        optional: false,
+        body_bytes: u32::try_from(body.len()).unwrap(),
+    };
+    assert!(Gossip::decode(header(&nothing), &nothing).is_ok());
+    for length in [8 << 40, u64::MAX, 129, 1024] {
+        let mut body = start.clone();
+        body.extend(claim(length));
+        body.resize(Gossip::BODY_BYTES_MAX, 0);
+        let held = held_bytes::<Gossip>(&[0x0501], &body);
+        assert!(held <= ERROR_BYTES_MAX, "{length} claimed, {held} held");
+    }
+    let long = vec![0; Gossip::BODY_BYTES_MAX + 1];
+    let error = Gossip::decode(header(&long), &long).unwrap_err();
+    assert!(matches!(error, WireError::TooLarge { .. }));
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, EXT_ENTRIES_MAX, Ext, FRAME_HEADER_BYTES,
-    Frame, FrameHeader, Leaving, Open, OpenControl, OpenFind, OpenRoutes, Opened, Protocol,
-    ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame,
+    Frame, FrameHeader, Gossip, GossipKind, GossipMessage, Leaving, MemberHead, MemberState,
+    MemberUpdate, Open, OpenControl, OpenFind, OpenRoutes, Opened, Profile, ProfileId, Protocol,
+    ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame, RoutesHead,
     RoutesPosition, RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row, Service, Services,
     TraceContext,
 };
@@ -235,6 +236,89 @@ fn round_trip<F: Frame + PartialEq + Debug>(frame: &F) -> Result<(), TestCaseErr
     Ok(())
 }
 
+fn profile() -> impl Strategy<Value = Profile> {
+    let small = || vec((any::<u16>(), vec(any::<u8>(), 0..8)), 0..4);
+    (
+        (parsed(LABEL), any::<u64>(), any::<u32>()),
+        (parsed(LABEL), any::<u64>()),
+        vec("[!-~]{0,20}", 0..4),
+        vec("[!-~]{0,20}", 0..4),
+        any::<bool>(),
+        small(),
+    )
+        .prop_map(
+            |(id, group, addresses, peer_addresses, draining, ext)| Profile {
+                name: id.0,
+                epoch: id.1,
+                revision: id.2,
+                group: group.0,
+                generation: Generation(group.1),
+                addresses,
+                peer_addresses,
+                draining,
+                ext,
+            },
+        )
+}
+
+fn gossip() -> impl Strategy<Value = Gossip> {
+    let id = || {
+        (parsed(LABEL), any::<u64>(), any::<u32>()).prop_map(|(name, epoch, revision)| ProfileId {
+            name,
+            epoch,
+            revision,
+        })
+    };
+    let head = || {
+        any::<(u64, u64, u32)>().prop_map(|(epoch, sequence, count)| RoutesHead {
+            epoch,
+            sequence,
+            count,
+        })
+    };
+    let code = || prop_oneof![0..14u16, any::<u16>()];
+    let message = (
+        profile(),
+        any::<u16>(),
+        id(),
+        code(),
+        any::<u8>(),
+        option::of(id()),
+    )
+        .prop_map(
+            |(from, incarnation, to, code, probe, about)| GossipMessage {
+                from,
+                incarnation,
+                to,
+                kind: GossipKind::from_code(code),
+                probe,
+                about,
+            },
+        );
+    let update =
+        (profile(), any::<u16>(), code()).prop_map(|(profile, incarnation, code)| MemberUpdate {
+            profile,
+            incarnation,
+            state: MemberState::from_code(code),
+        });
+    let heads = (parsed(LABEL), head()).prop_map(|(name, head)| MemberHead { name, head });
+    let small = vec((any::<u16>(), vec(any::<u8>(), 0..8)), 0..4);
+    (
+        message,
+        option::of(head()),
+        vec(update, 0..3),
+        vec(heads, 0..3),
+        small,
+    )
+        .prop_map(|(message, head, updates, heads, ext)| Gossip {
+            message,
+            head,
+            updates,
+            heads,
+            ext,
+        })
+}
+
 /// Any frame's bytes.
 fn frame_bytes() -> impl Strategy<Value = Vec<u8>> {
     fn encoded(frame: &impl Frame) -> Vec<u8> {
@@ -248,7 +332,8 @@ fn frame_bytes() -> impl Strategy<Value = Vec<u8>> {
         agent_frame().prop_map(|frame| encoded(&frame)),
         proxy_frame().prop_map(|frame| encoded(&frame)),
         routes_frame().prop_map(|frame| encoded(&frame)),
-        routes_reader_frame().prop_map(|frame| encoded(&frame))
+        routes_reader_frame().prop_map(|frame| encoded(&frame)),
+        gossip().prop_map(|frame| encoded(&frame))
     ]
 }
 
@@ -295,6 +380,11 @@ proptest! {
 
     #[test]
     fn routes_reader_frames_survive(frame in routes_reader_frame()) {
+        round_trip(&frame)?;
+    }
+
+    #[test]
+    fn gossip_survives(frame in gossip()) {
         round_trip(&frame)?;
     }
 

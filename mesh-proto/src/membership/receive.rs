@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use foca::Member;
 
 use super::engine::{self, Id};
-use super::{CLAIMS_MAX, Event, Membership};
+use super::{Event, Membership};
 use crate::name::NodeName;
 use crate::time::Time;
 use crate::wire::{
@@ -268,14 +268,14 @@ impl Membership {
     }
 
     /// Whether somebody else outbids this proxy's name and epoch again and again.
-    fn give_in(&mut self) -> bool {
+    pub(super) fn give_in(&mut self) -> bool {
         let (count, since) = self.claims;
         self.claims = if self.now.since(since) > self.settings.remember {
             (1, self.now)
         } else {
             (count + 1, since)
         };
-        self.claims.0 > CLAIMS_MAX
+        self.claims.0 > self.claims_max
     }
 
     fn take_heads(

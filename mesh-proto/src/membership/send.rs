@@ -22,8 +22,26 @@ impl Membership {
         parts.updates.retain(|update| {
             update.profile.name != own.name || leaving && update.profile.id() == own
         });
+        let to = self.redirected(to, &mut parts.message);
         self.incarnation = (parts.message.from.revision, parts.message.incarnation);
         self.send(to, parts.message, parts.updates, parts.heads);
+    }
+
+    /// News are for whoever can hear them: what foca would tell to a member without a connection, one
+    /// that has one is told. Each is told so often only, and the rest must not be said in vain.
+    fn redirected(&mut self, to: NodeName, message: &mut GossipMessage) -> NodeName {
+        let news = matches!(message.kind, GossipKind::Tell | GossipKind::TellHeads);
+        if !news || self.connected.contains(&to) {
+            return to;
+        }
+        let known = self.connected.iter().filter_map(|name| self.view.get(name));
+        let mut near: Vec<_> = known.filter(|known| !known.is_dead()).collect();
+        if near.is_empty() {
+            return to;
+        }
+        let chosen = near.swap_remove(self.dice.below(near.len()));
+        message.to = chosen.id();
+        chosen.profile.name.clone()
     }
 
     /// Tells one proxy something, and with it this proxy's own state.

@@ -49,13 +49,18 @@ pub enum Standing {
     Taken,
     /// It is held for dead, or for another, at this epoch and revision: tell it so, and it renews
     /// itself ([`Membership::taken_for_dead`]).
+    ///
+    /// [`Membership::taken_for_dead`]: super::Membership::taken_for_dead
     Dead {
         /// The epoch.
         epoch: u64,
         /// The revision that it must exceed.
         revision: u32,
     },
-    /// A later start of that name is known.
+    /// A later start of that name is known: tell it so ([`Membership::taken_for_dead`] with that
+    /// epoch), and it falls silent.
+    ///
+    /// [`Membership::taken_for_dead`]: super::Membership::taken_for_dead
     Older {
         /// Its epoch.
         epoch: u64,

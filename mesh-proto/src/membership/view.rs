@@ -253,12 +253,17 @@ impl Membership {
                     epoch: known.profile.epoch,
                 };
             }
+            if known.is_dead() && known.id() >= id {
+                return known.dead(0);
+            }
             // A hello is of now. With an earlier revision, or the same and other contents, it is of a
-            // start that has lost what it knew of earlier ones. What is told later, gossip may have
-            // overtaken.
-            let lost = known.id() > id || known.id() == id && *known.profile != peer;
-            if known.is_dead() && known.id() >= id || hello && lost {
-                return known.dead();
+            // start that has lost what it knew of earlier ones, or of a clone. What is told later,
+            // gossip may have overtaken.
+            if hello && known.id() > id {
+                return known.dead(0);
+            }
+            if hello && known.id() == id && *known.profile != peer {
+                return known.dead(1);
             }
             if known.id() > id {
                 return Standing::Taken;
@@ -348,10 +353,12 @@ impl Membership {
 }
 
 impl Known {
-    fn dead(&self) -> Standing {
+    /// A revision that is not the peer's own, `ahead` of what is known here, shows it that another
+    /// one bears its name.
+    fn dead(&self, ahead: u32) -> Standing {
         Standing::Dead {
             epoch: self.profile.epoch,
-            revision: self.profile.revision,
+            revision: self.profile.revision.saturating_add(ahead),
         }
     }
 }

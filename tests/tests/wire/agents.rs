@@ -282,10 +282,14 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
     cases.push((
         "a control stream",
         encoded(&control())?,
-        "no control stream",
+        "a user may dial, and nothing else",
     ));
     let routes = Open::Routes(OpenRoutes::default());
-    cases.push(("routes", encoded(&routes)?, "not for users"));
+    cases.push((
+        "routes",
+        encoded(&routes)?,
+        "a user may dial, and nothing else",
+    ));
     cases.push((
         "no agent",
         encoded(&dial("nobody", "127.0.0.1:1")?)?,
