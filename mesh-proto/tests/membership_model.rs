@@ -13,6 +13,8 @@ mod changes;
 mod cost;
 #[path = "membership_model/failures.rs"]
 mod failures;
+#[path = "membership_model/faults.rs"]
+mod faults;
 #[path = "membership_model/joins.rs"]
 mod joins;
 #[path = "membership_model/names.rs"]

@@ -15,7 +15,7 @@ pub(crate) const SECOND: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(15);
 /// What is under way.
 #[derive(Debug)]
-enum Happening {
+pub(crate) enum Happening {
     Datagram(usize, usize, u64, Vec<u8>),
     Message(usize, usize, u64, Message),
     Wake(usize),
@@ -26,7 +26,7 @@ enum Happening {
 
 /// On a control stream: nothing is lost while the connection lives.
 #[derive(Debug, Clone)]
-enum Message {
+pub(crate) enum Message {
     Hello(Profile),
     Told(Profile),
     Dead(u64, u32),
@@ -190,43 +190,6 @@ impl World {
         self.pump(index);
     }
 
-    pub(crate) fn freeze(&mut self, index: usize, duration: Duration) {
-        let until = self.now + duration;
-        self.nodes[index].frozen_until = until;
-        for peer in self.peers(index) {
-            self.idle(index, peer);
-        }
-        self.later(duration, Happening::Wake(index));
-    }
-
-    pub(crate) fn is_frozen(&self, index: usize) -> bool {
-        self.nodes[index].frozen_until > self.now
-    }
-
-    /// Shuts the way from one to another.
-    pub(crate) fn shut(&mut self, from: usize, to: usize) {
-        if self.shut.insert((from, to)) {
-            self.idle(from, to);
-        }
-    }
-
-    pub(crate) fn split(&mut self, left: &[usize], right: &[usize]) {
-        for &one in left {
-            for &other in right {
-                self.shut(one, other);
-                self.shut(other, one);
-            }
-        }
-    }
-
-    pub(crate) fn heal(&mut self) {
-        self.shut.clear();
-    }
-
-    pub(crate) fn passes(&self, one: usize, other: usize) -> bool {
-        !self.shut.contains(&(one, other))
-    }
-
     pub(crate) fn connect(&mut self, one: usize, other: usize) {
         let open = self.passes(one, other) && self.passes(other, one);
         let alive = self.nodes[one].alive && self.nodes[other].alive;
@@ -264,7 +227,7 @@ impl World {
         self.connections[one].get(&other).copied()
     }
 
-    fn peers(&self, index: usize) -> Vec<usize> {
+    pub(crate) fn peers(&self, index: usize) -> Vec<usize> {
         self.connections[index].keys().copied().collect()
     }
 
@@ -500,13 +463,13 @@ impl World {
         self.later(wait, Happening::Message(from, to, connection, message));
     }
 
-    fn idle(&mut self, one: usize, other: usize) {
+    pub(crate) fn idle(&mut self, one: usize, other: usize) {
         if let Some(connection) = self.connection(one, other) {
             self.later(IDLE, Happening::Idle(one, other, connection));
         }
     }
 
-    fn later(&mut self, wait: Duration, happening: Happening) {
+    pub(crate) fn later(&mut self, wait: Duration, happening: Happening) {
         self.count += 1;
         self.queue.insert((self.now + wait, self.count), happening);
     }
