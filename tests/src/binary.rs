@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::Result;
+use crate::netns::Namespace;
 use crate::probe::{Metrics, PATIENCE};
 
 /// The path of the binary `node` of this build.
@@ -130,6 +131,16 @@ impl Process {
         let mut command = Command::new(path()?);
         command.args(args).current_dir(dir).env_remove("RUST_LOG");
         Self::spawn(command)
+    }
+
+    /// Starts `node ARGS` in `dir` and a network namespace.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_in(namespace: &Namespace, dir: &Path, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(path()?);
+        command.args(args).current_dir(dir).env_remove("RUST_LOG");
+        Self::spawn(namespace.moved(&command))
     }
 
     /// Starts any program, with nothing to read.

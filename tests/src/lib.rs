@@ -26,6 +26,7 @@ pub mod hostile;
 pub mod http;
 pub mod installation;
 pub mod logs;
+pub mod netns;
 pub mod network;
 pub mod pki;
 pub mod probe;

@@ -257,6 +257,17 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Starts it and waits until it has written `ready`.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_when(command: Command, ready: &str) -> Result<Self> {
+        let name = command_line(&command);
+        let mut process = Process::spawn(command)?;
+        process.wait_for_log(ready)?;
+        Ok(Self { process, name })
+    }
+
     /// What it has written.
     #[must_use]
     pub fn log(&self) -> String {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::Result;
 use crate::binary::free_port;
+use crate::netns::Namespace;
 use crate::programs::{Daemon, command, run};
 
 /// Where Debian has the program that sshd runs for scp.
@@ -30,6 +31,25 @@ impl Sshd {
     /// # Errors
     /// When it is not installed, or does not start.
     pub fn start(home: Option<&Path>) -> Result<Self> {
+        Self::start_at(home, free_port()?, |sshd, addr| Daemon::start(sshd, addr))
+    }
+
+    /// Starts it in a network namespace, on its loopback address.
+    ///
+    /// # Errors
+    /// As [`Sshd::start`].
+    pub fn start_in(namespace: &Namespace) -> Result<Self> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 2200));
+        Self::start_at(None, addr, |sshd, _| {
+            Daemon::start_when(namespace.moved(&sshd), "Server listening on")
+        })
+    }
+
+    fn start_at(
+        home: Option<&Path>,
+        addr: SocketAddr,
+        start: impl FnOnce(Command, SocketAddr) -> Result<Daemon>,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("mesh-sshd-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "user"] {
@@ -49,7 +69,6 @@ impl Sshd {
             // The directory for privilege separation, which Debian's service would make.
             fs::create_dir_all("/run/sshd")?;
         }
-        let addr = free_port()?;
         let mut config = format!("Port {}\nListenAddress {}\n", addr.port(), addr.ip());
         for (key, value) in [
             ("HostKey", at("host")),
@@ -76,7 +95,7 @@ impl Sshd {
         fs::write(at("sshd_config"), config)?;
         let mut sshd = command("sshd")?;
         sshd.args(["-D", "-e", "-f"]).arg(at("sshd_config"));
-        let daemon = Daemon::start(sshd, addr)?;
+        let daemon = start(sshd, addr)?;
         Ok(Self {
             dir,
             addr,

@@ -60,6 +60,8 @@ impl Inbound {
                 )
             }
             Ok(Err(FrameError::Ended | FrameError::Truncated | FrameError::Read(_))) => {
+                // Not an end that looks like an answer.
+                let _ = self.send.reset(ResetCode::Cancelled.code().into());
                 return None;
             }
             Err(_) => Refused::new(Reason::Timeout, "no request came on the stream"),
