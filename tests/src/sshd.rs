@@ -31,7 +31,7 @@ impl Sshd {
     /// # Errors
     /// When it is not installed, or does not start.
     pub fn start(home: Option<&Path>) -> Result<Self> {
-        Self::start_at(home, free_port()?, |sshd, addr| Daemon::start(sshd, addr))
+        Self::start_at(home, free_port()?, Daemon::start)
     }
 
     /// Starts it in a network namespace, on its loopback address.

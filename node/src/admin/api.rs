@@ -55,6 +55,10 @@ fn refused(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(error)).into_response()
 }
 
+fn not_a_proxy() -> Response {
+    refused(StatusCode::NOT_FOUND, "this node is an agent: ask a proxy")
+}
+
 async fn status(State(api): State<Arc<Api>>) -> Response {
     match &api.node {
         Node::Proxy(proxy) => Json(proxy.status()).into_response(),
@@ -63,28 +67,24 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
 }
 
 impl Api {
-    fn proxy(&self) -> Result<&proxy::Observer, Response> {
+    fn proxy(&self) -> Option<&proxy::Observer> {
         match &self.node {
-            Node::Proxy(proxy) => Ok(proxy),
-            Node::Agent(_) => Err(refused(
-                StatusCode::NOT_FOUND,
-                "this node is an agent: ask a proxy",
-            )),
+            Node::Proxy(proxy) => Some(proxy),
+            Node::Agent(_) => None,
         }
     }
 }
 
 async fn peers(State(api): State<Arc<Api>>) -> Response {
     match api.proxy() {
-        Ok(proxy) => Json(proxy.peers()).into_response(),
-        Err(refused) => refused,
+        Some(proxy) => Json(proxy.peers()).into_response(),
+        None => not_a_proxy(),
     }
 }
 
 async fn route(State(api): State<Arc<Api>>, Path(agent): Path<String>) -> Response {
-    let proxy = match api.proxy() {
-        Ok(proxy) => proxy,
-        Err(refused) => return refused,
+    let Some(proxy) = api.proxy() else {
+        return not_a_proxy();
     };
     match agent.parse::<NodeName>() {
         Ok(agent) => Json(proxy.route(&agent)).into_response(),

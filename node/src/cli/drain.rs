@@ -49,17 +49,19 @@ pub fn run(args: &DrainArgs) -> Result<(), CliError> {
         client
             .request(Method::POST, "/api/v1/drain", Some(body))
             .await?;
-        while args.wait {
+        if !args.wait {
+            return Ok(());
+        }
+        loop {
             tokio::time::sleep(WAIT_INTERVAL).await;
             match client.get::<Status>("/api/v1/status").await {
                 Ok(status) if matches!(status.state.as_str(), "serving" | "joining") => {
                     return Err(CliError::Failed("the drain was cancelled".into()));
                 }
                 Ok(_) => {}
-                Err(ClientError::Unreachable { .. }) => break,
+                Err(ClientError::Unreachable { .. }) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
     })
 }

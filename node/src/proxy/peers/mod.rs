@@ -45,11 +45,12 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
 
 /// Tells the peer why; nothing when the connection is closed already.
 fn close(shared: &Shared, connection: &Connection, error: &PeerError) {
-    let code = match error {
-        PeerError::Left => CloseCode::Draining,
-        PeerError::Superfluous => CloseCode::Superseded,
-        _ if shared.cut.is_cancelled() => CloseCode::Draining,
-        _ => CloseCode::ProtocolError,
+    let code = if matches!(error, PeerError::Superfluous | PeerError::Older { .. }) {
+        CloseCode::Superseded
+    } else if matches!(error, PeerError::Left) || shared.cut.is_cancelled() {
+        CloseCode::Draining
+    } else {
+        CloseCode::ProtocolError
     };
     connection.close(code.code().into(), error.to_string().as_bytes());
 }

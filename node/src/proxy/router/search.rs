@@ -109,7 +109,8 @@ impl<'a, 'e> Search<'a, 'e> {
 
     /// Whether the answer would be the same elsewhere, or another attempt could do harm.
     fn is_final(&self, path: Path, refusal: &Refusal) -> bool {
-        match refusal.reason {
+        let reason = refusal.reason;
+        match reason {
             // A target may have seen the bytes behind `Open`, so that they go out once only.
             Reason::Lost => self
                 .early
@@ -117,7 +118,16 @@ impl<'a, 'e> Search<'a, 'e> {
                 .is_some_and(|early| !early.is_resendable()),
             // A route that is no more.
             Reason::NoAgent => path != Path::Peer,
-            reason => !reason.may_try_elsewhere(),
+            Reason::BadTarget
+            | Reason::NotAllowed
+            | Reason::Refused
+            | Reason::Unreachable
+            | Reason::ResolveFailed
+            | Reason::Unsupported
+            | Reason::Draining
+            | Reason::Overloaded
+            | Reason::Timeout
+            | Reason::Internal => !reason.may_try_elsewhere(),
         }
     }
 
@@ -127,11 +137,11 @@ impl<'a, 'e> Search<'a, 'e> {
             return end;
         }
         let refusals = self.refusals;
-        let found = refusals
+        let mut found = refusals
             .iter()
             .filter(|(_, refusal)| refusal.reason != Reason::NoAgent);
         // The last word of those that hold the agent; what the others said is told behind it.
-        let Some((path, last)) = found.last() else {
+        let Some((path, last)) = found.next_back() else {
             return (
                 Path::None,
                 Err(self::missing(self.shared, agent, self.reach)),

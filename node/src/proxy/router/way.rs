@@ -165,7 +165,7 @@ async fn silent(connection: &Connection, patience: Option<Duration>) {
         .max(connection.rtt() * SILENCE_RTTS);
     tokio::time::sleep(patience).await;
     if connection.stats().udp_rx.datagrams != before {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
