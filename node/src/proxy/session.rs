@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -10,6 +11,7 @@ use mesh_proto::name::NodeName;
 use mesh_proto::wire::Service;
 use quinn::ConnectionError;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::metrics::ProxyMetrics;
@@ -148,6 +150,8 @@ pub(super) struct NewSession {
 pub(super) struct Sessions {
     by_agent: RwLock<HashMap<NodeName, Vec<Arc<Session>>>>,
     next_id: AtomicU64,
+    /// A session has ended.
+    ended: Notify,
     metrics: ProxyMetrics,
 }
 
@@ -156,6 +160,7 @@ impl Sessions {
         Arc::new(Self {
             by_agent: RwLock::default(),
             next_id: AtomicU64::new(1),
+            ended: Notify::new(),
             metrics,
         })
     }
@@ -212,6 +217,23 @@ impl Sessions {
             .is_some_and(|sessions| sessions.iter().any(leaves))
     }
 
+    /// Completes when there is no session.
+    pub(super) async fn none(&self) {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
+        by_agent.is_empty()
+    }
+
     /// All sessions, by name and then oldest first.
     pub(super) fn all(&self) -> Vec<Arc<Session>> {
         let mut all: Vec<_> = self
@@ -250,6 +272,7 @@ impl Drop for Registration {
             }
         }
         drop(by_agent);
+        self.sessions.ended.notify_waiters();
         self.session.count_lost_packets(&self.sessions.metrics);
         self.sessions.metrics.agents.dec();
         self.sessions.metrics.disconnected(self.ending);

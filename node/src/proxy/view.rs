@@ -70,6 +70,17 @@ impl View {
         members.values().map(|known| known.member.clone()).collect()
     }
 
+    /// Whether another proxy serves, for all that is known.
+    pub(super) fn others_serve(&self) -> bool {
+        self.lock().iter().any(|(name, known)| {
+            *name != self.own
+                && match known.member.state {
+                    MemberState::Alive | MemberState::Suspect | MemberState::Other(_) => true,
+                    MemberState::Draining | MemberState::Left | MemberState::Down => false,
+                }
+        })
+    }
+
     /// Where agents can dial this proxy.
     pub(super) fn set_own_addresses(&self, addresses: Vec<String>) {
         if let Some(known) = self.lock().get_mut(&self.own) {

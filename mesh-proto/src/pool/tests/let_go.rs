@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_drained_connection_goes_when_it_is_replaced() {
     let (mut pool, leases) = connected(Some(1), 1, 2);
-    pool.announced(None, SECOND * 100);
+    pool.announced(None, None, SECOND * 100);
     pool.draining(at(10), leases[0], SECOND * 30, &mut Longest);
     assert_eq!(poll(&mut pool, at(24)), []);
     // Half of the drain at most, however long the spread.
@@ -41,7 +41,7 @@ fn a_drained_connection_goes_when_it_is_replaced() {
 #[test]
 fn a_drain_is_in_a_hurry() {
     let (mut pool, leases) = connected(Some(2), 2, 4);
-    pool.announced(None, SECOND * 100);
+    pool.announced(None, None, SECOND * 100);
     pool.closed(at(10), leases[0], &mut Longest);
     pool.draining(at(10), leases[1], SECOND * 10, &mut Longest);
     assert_eq!(dials(&mut pool, at(14)), []);
@@ -74,7 +74,7 @@ fn a_newer_start_takes_over() {
 #[test]
 fn the_end_of_a_stale_connection_is_no_loss() {
     let (mut pool, leases) = connected(None, 1, 1);
-    pool.announced(None, SECOND * 100);
+    pool.announced(None, None, SECOND * 100);
     pool.members(at(10), Some(leases[0]), vec![member(1)]);
     // Its turn comes within the spread.
     let (lease, _) = dials(&mut pool, at(110))[0];
