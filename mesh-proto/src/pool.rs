@@ -11,7 +11,7 @@
 //!   once a connection has settled, not when it is made: it may end at once, again and again.
 //! - A proxy that drains is replaced before it is let go. A proxy of an old generation is let go when as
 //!   many of the new one are connected and settled as old ones are held, and known as old ones are
-//!   known: a canary of a new generation does not empty the fleet onto itself.
+//!   known, and as many as are wanted remain: a canary of a new generation does not empty the fleet onto itself.
 //! - When many agents lose a proxy at once, or hear of a new one, each waits for a part of the time
 //!   that proxies have announced, the *spread*: random for a loss, the agent's own for a new one. No
 //!   wait after a failure is drawn from less than twice that time, and dials through configured

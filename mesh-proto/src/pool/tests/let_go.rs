@@ -144,6 +144,33 @@ fn undesired_proxies_are_not_collected() {
     }
 }
 
+/// What was lost in the midst of a rollout is replaced before the last old one goes.
+#[test]
+fn the_new_generation_takes_over_when_there_are_enough_of_it() {
+    let new = |index| Member {
+        generation: Generation(2),
+        ..member(index)
+    };
+    let (mut pool, leases) = connected(Some(2), 2, 2);
+    pool.closed(at(10), leases[1], &mut Longest);
+    pool.members(at(10), Some(leases[0]), vec![new(2), new(3)]);
+    let new_dials = dials(&mut pool, at(10));
+    assert_eq!(new_dials.len(), 2);
+    let reached = |index| Reached {
+        generation: Generation(2),
+        ..reached(index)
+    };
+    keep(&mut pool, at(10), new_dials[0].0, reached(2));
+    assert_eq!(poll(&mut pool, at(19)), [], "one is too few");
+    keep(&mut pool, at(20), new_dials[1].0, reached(3));
+    assert_eq!(poll(&mut pool, at(20)), [], "it has not settled");
+    let let_go = Action::LetGo {
+        lease: leases[0],
+        why: LetGo::OldGeneration,
+    };
+    assert_eq!(poll(&mut pool, at(23)), [let_go]);
+}
+
 #[test]
 fn reasons_have_names() {
     let all = [
