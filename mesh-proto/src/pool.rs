@@ -11,7 +11,7 @@
 //!   once a connection has settled, not when it is made: it may end at once, again and again.
 //! - A proxy that drains is replaced before it is let go. A proxy of an old generation is let go when as
 //!   many of the new one are connected and settled as old ones are held, and known as old ones are
-//!   known: a canary of a new generation does not empty the fleet onto itself.
+//!   known, and as many as are wanted remain: a canary of a new generation does not empty the fleet onto itself.
 //! - When many agents lose a proxy at once, or hear of a new one, each waits for a part of the time
 //!   that proxies have announced, the *spread*: random for a loss, the agent's own for a new one. No
 //!   wait after a failure is drawn from less than twice that time, and dials through configured
@@ -67,6 +67,8 @@ struct Connected {
     settled: bool,
     /// Asked to be let go.
     let_go: bool,
+    /// What its proxy has announced.
+    spread: Duration,
     /// Its proxy is about to leave, as it said itself or was told of it.
     draining: bool,
 }
@@ -130,14 +132,29 @@ impl Pool {
         }
     }
 
-    /// What proxies announce: how many connections an agent without a wish of its own keeps, and
-    /// over how long agents spread when they have lost one.
-    pub fn announced(&mut self, connection_count: Option<u32>, spread: Duration) {
+    /// What the proxy at the other end of `from` announces: how many connections an agent without a
+    /// wish of its own keeps, and over how long agents spread when they have lost one. The longest
+    /// spread of all connections counts: a proxy that has just started knows of few agents.
+    pub fn announced(
+        &mut self,
+        from: Option<LeaseId>,
+        connection_count: Option<u32>,
+        spread: Duration,
+    ) {
         if self.own_count.is_none() {
             self.tracker
                 .set_connection_count(connection_count.unwrap_or(0));
         }
-        self.spread = spread.min(self.limits.spread_max);
+        let spread = spread.min(self.limits.spread_max);
+        if let Some(Link::Connected(link)) = from.and_then(|lease| self.links.get_mut(&lease)) {
+            link.spread = spread;
+        }
+        let others = self.links.values().filter_map(|link| match link {
+            Link::Connected(link) => Some(link.spread),
+            Link::Dialling(_) => None,
+        });
+        // A lost connection's is heeded until somebody announces anew.
+        self.spread = others.max().unwrap_or_default().max(spread);
     }
 
     /// The proxy of this connection has said that it is about to leave, `within` this time.
@@ -185,6 +202,7 @@ impl Pool {
             through_configured: directed.is_none(),
             settled: false,
             let_go: false,
+            spread: Duration::ZERO,
         };
         let is_claimed = self.tracker.claim(lease, &[proxy.as_str()]);
         if is_claimed {

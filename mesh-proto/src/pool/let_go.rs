@@ -77,7 +77,7 @@ impl Pool {
                         && !link.draining
                 };
                 let (lease, _) = self.held().find(|(_, link)| is_old(link))?;
-                self.has_taken_over(group, newest)
+                (self.has_taken_over(group, newest) && self.is_dispensable(lease))
                     .then_some((lease, LetGo::OldGeneration))
             })
     }
@@ -107,6 +107,15 @@ impl Pool {
             .collect();
         let desired = self.tracker.desired();
         want > 0 && desired.filter(|name| settled.contains(&***name)).count() >= want
+    }
+
+    /// Whether as many others have settled as are wanted: after a loss in the midst of a rollout, one
+    /// new one is as many as the one old one that is left, and yet one too few.
+    fn is_dispensable(&self, lease: LeaseId) -> bool {
+        let others = self
+            .held()
+            .filter(|(other, link)| *other != lease && link.settled && !link.draining);
+        others.count() >= self.tracker.want()
     }
 
     /// Whether a group in which an old generation is held needs the newest alone: as many of it are

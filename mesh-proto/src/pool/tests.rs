@@ -296,7 +296,7 @@ fn a_settled_connection_forgives() {
 #[test]
 fn a_duplicate_waits_at_least_for_the_spread() {
     let (mut pool, leases) = connected(None, 2, 2);
-    pool.announced(None, SECOND * 40);
+    pool.announced(None, None, SECOND * 40);
     pool.closed(at(100), leases[1], &mut Longest);
     assert_eq!(whom(&mut pool, at(100)), []);
     assert_eq!(whom(&mut pool, at(139)), []);
@@ -328,10 +328,29 @@ fn a_duplicate_waits_at_least_for_the_spread() {
     assert!(pool.backoff_until() >= now + SECOND * 40);
 }
 
+/// A proxy that is back knows of few agents, and must not shorten the waits of them all.
+#[test]
+fn the_longest_announced_spread_counts() {
+    let (mut pool, leases) = connected(None, 3, 3);
+    pool.announced(Some(leases[0]), None, SECOND * 40);
+    pool.announced(Some(leases[1]), None, SECOND);
+    pool.closed(at(100), leases[2], &mut Longest);
+    assert_eq!(whom(&mut pool, at(139)), []);
+    assert_eq!(whom(&mut pool, at(140)), [Some(2)]);
+    // Less, when the same proxy says so.
+    let (mut pool, leases) = connected(None, 3, 3);
+    pool.announced(Some(leases[0]), None, SECOND * 40);
+    pool.announced(Some(leases[1]), None, SECOND);
+    pool.announced(Some(leases[0]), None, SECOND * 2);
+    pool.closed(at(100), leases[2], &mut Longest);
+    assert_eq!(whom(&mut pool, at(101)), []);
+    assert_eq!(whom(&mut pool, at(102)), [Some(2)]);
+}
+
 #[test]
 fn announcements_are_bounded() {
     let (mut pool, leases) = connected(None, 1, 1);
-    pool.announced(None, Duration::MAX);
+    pool.announced(None, None, Duration::MAX);
     pool.closed(at(10), leases[0], &mut Longest);
     assert_eq!(whom(&mut pool, at(309)), []);
     // The proxy is forgotten by now.
@@ -341,11 +360,11 @@ fn announcements_are_bounded() {
 #[test]
 fn an_own_count_is_not_overruled() {
     let (mut own, _) = connected(Some(1), 1, 5);
-    own.announced(Some(3), Duration::ZERO);
+    own.announced(None, Some(3), Duration::ZERO);
     assert_eq!(own.counts(at(0)).desired, 1);
     assert_eq!(whom(&mut own, at(0)), []);
     let (mut told, _) = connected(None, 1, 5);
-    told.announced(Some(3), Duration::ZERO);
+    told.announced(None, Some(3), Duration::ZERO);
     assert_eq!(told.counts(at(0)).desired, 3);
     assert_eq!(dials(&mut told, at(0)).len(), 2);
 }
@@ -353,7 +372,7 @@ fn an_own_count_is_not_overruled() {
 #[test]
 fn a_wait_under_way_is_not_prolonged() {
     let (mut pool, leases) = connected(None, 4, 4);
-    pool.announced(None, SECOND * 20);
+    pool.announced(None, None, SECOND * 20);
     for (index, lease) in leases.iter().enumerate().skip(1) {
         pool.closed(at(5 * u64::try_from(index).unwrap()), *lease, &mut Longest);
     }
@@ -405,7 +424,7 @@ fn a_directed_success_makes_reachable() {
 #[test]
 fn lucky_dials_are_paced_too() {
     let (mut pool, leases) = connected(None, 1, 1);
-    pool.announced(None, SECOND * 40);
+    pool.announced(None, None, SECOND * 40);
     let hidden = |index| Member {
         addresses: vec![],
         ..member(index)

@@ -104,7 +104,7 @@ impl World {
         };
         let view = self.proxies.iter().enumerate().filter_map(member).collect();
         let pool = &mut self.agents[agent].pool;
-        pool.announced(self.setup.count, self.setup.spread);
+        pool.announced(Some(lease), self.setup.count, self.setup.spread);
         pool.members(self.now, Some(lease), view);
         self.drive(agent);
     }

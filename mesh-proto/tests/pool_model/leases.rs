@@ -231,7 +231,7 @@ impl Driver {
                 self.pool
                     .draining(self.now, lease, millis(within), &mut rng);
             }
-            Op::Announced(count, spread) => self.pool.announced(count, millis(spread)),
+            Op::Announced(count, spread) => self.pool.announced(None, count, millis(spread)),
             Op::Rtt(lease, rtt) => {
                 let Some(lease) = self.lease(lease) else {
                     return Ok(());

@@ -232,7 +232,7 @@ fn surplus_closes_slowest_first_only_after_stable() {
     assert_eq!(world.agents[0].serving().len(), 5);
     world.setup.count = Some(3);
     let told = world.now;
-    world.agents[0].pool.announced(Some(3), seconds(0));
+    world.agents[0].pool.announced(None, Some(3), seconds(0));
     world.drive(0);
     world.run(seconds(29));
     assert_eq!(world.agents[0].serving().len(), 5, "too soon");

@@ -188,7 +188,7 @@ impl Lease {
         let count = members.agent_connection_count;
         let view = members.members.into_iter().map(member).collect();
         self.state.step(|pool, now, _| {
-            pool.announced(count, spread);
+            pool.announced(Some(self.id), count, spread);
             pool.rtt(self.id, rtt);
             pool.members(now, Some(self.id), view);
         });

@@ -155,7 +155,7 @@ impl Mesh {
     pub(super) fn others_serve(&self) -> bool {
         let core = self.lock();
         core.members()
-            .any(|known| known.state == MemberState::Alive)
+            .any(|known| matches!(known.state, MemberState::Alive | MemberState::Suspect))
     }
 
     /// The state of a peer's routes, as gossip has it.

@@ -118,10 +118,25 @@ impl Shared {
     }
 
     /// Over how long agents spread their dials when they have lost a proxy: if all agents of this
-    /// one came to one other, it would meet them at the rate of its `reconnects_per_second`.
+    /// one came to one other, it would meet at most its `reconnects_per_second`.
     fn reconnect_spread_ms(&self) -> u64 {
         let agents = u64::try_from(self.metrics.agents.get()).unwrap_or(0);
-        agents.saturating_mul(1000) / u64::from(self.config.reconnects_per_second.max(1))
+        spread_ms(agents, self.config.reconnects_per_second)
+    }
+
+    /// Completes when the agents have found a replacement for this proxy, which drains, and left; or
+    /// when no other proxy serves that could be one.
+    async fn agents_have_left(&self) {
+        let mut changes = self.mesh.changes();
+        let left = self.sessions.none();
+        tokio::pin!(left);
+        while self.mesh.others_serve() {
+            tokio::select! {
+                biased;
+                () = &mut left => return,
+                () = changes.changed() => {}
+            }
+        }
     }
 
     /// The agents whose sessions end, from now on.
@@ -472,10 +487,7 @@ impl Proxy {
         self.shared.mesh.drain();
         let listeners_done = tokio::time::timeout_at(until, async {
             self.listeners.join_all().await;
-            // Agents connect elsewhere first. Where there is no other proxy, nothing comes of waiting.
-            if self.shared.mesh.others_serve() {
-                self.shared.sessions.none().await;
-            }
+            self.shared.agents_have_left().await;
             self.shared.node_metrics.no_streams().await;
         });
         let streams_cut = match listeners_done.await {
@@ -553,6 +565,19 @@ async fn join(shared: Arc<Shared>) {
     }
 }
 
+/// Over how long so many agents have to spread, so that no second sees more than `budget` of them.
+///
+/// Each draws its moment by itself, and so seconds differ: of a mean m, their standard deviation is
+/// its square root. The mean is chosen so that the budget lies six deviations above it.
+fn spread_ms(agents: u64, budget: u32) -> u64 {
+    const DEVIATIONS: f64 = 6.0;
+    let budget = f64::from(budget.max(1));
+    let root = ((DEVIATIONS * DEVIATIONS + 4.0 * budget).sqrt() - DEVIATIONS) / 2.0;
+    let agents = f64::from(u32::try_from(agents).unwrap_or(u32::MAX));
+    let spread = Duration::try_from_secs_f64(agents / (root * root)).unwrap_or(Duration::MAX);
+    u64::try_from(spread.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn unix_seconds() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "the edge where wall time enters")]
     let now = std::time::SystemTime::now();
@@ -617,5 +642,25 @@ impl Dialer {
             trace: None,
         };
         router::dial(&self.shared, &request, Reach::Mesh, None).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread_ms;
+
+    #[test]
+    fn the_budget_lies_well_above_the_mean() {
+        assert_eq!(spread_ms(0, 200), 0);
+        // 131 a second, whose deviation is 11.5.
+        assert_eq!(spread_ms(10_000, 200), 76_102);
+        // 16 a second, whose deviation is 4.
+        assert_eq!(spread_ms(1000, 40), 62_500);
+        assert!(spread_ms(u64::MAX, 0) > 1 << 36);
+        for budget in [1, 10, 100, 1_000_000] {
+            let mean = 1e9 / spread_ms(1_000_000, budget) as f64;
+            let bound = mean + 6.0 * mean.sqrt();
+            assert!(bound <= f64::from(budget) * 1.001, "{budget}: {mean}");
+        }
     }
 }

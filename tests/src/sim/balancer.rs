@@ -117,6 +117,14 @@ impl Balancer {
         }
     }
 
+    /// The flows that are remembered, idle ones too: client and backend.
+    pub(super) fn flows(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let flows = self.flows.iter();
+        flows
+            .map(|(client, flow)| (*client, flow.backend))
+            .collect()
+    }
+
     fn new_flow(&mut self, client: SocketAddr) -> Option<SocketAddr> {
         let healthy: Vec<SocketAddr> = self
             .backends

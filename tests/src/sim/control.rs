@@ -205,6 +205,13 @@ impl SimNet {
         self.with(|state| state.balancers[balancer.0].set_healthy(backend, healthy));
     }
 
+    /// The flows that a balancer remembers: the client's address and the backend. Two dials from one
+    /// socket are one flow.
+    #[must_use]
+    pub fn balancer_flows(&self, balancer: BalancerId) -> Vec<(SocketAddr, SocketAddr)> {
+        self.with(|state| state.balancers[balancer.0].flows())
+    }
+
     // ---- names
 
     /// What the resolver answers to a name, from now on.

@@ -351,8 +351,17 @@ impl World {
     /// # Errors
     /// When it does not run.
     pub async fn stop(&mut self, node: NodeId) -> Result<u64> {
+        Ok(self.leave(node)?.await)
+    }
+
+    /// As [`World::stop`], to be spawned, so that the scenario can look on while the node leaves. For
+    /// the world it does not run any more.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn leave(&mut self, node: NodeId) -> Result<impl Future<Output = u64> + Send + use<>> {
         let bound = self.nodes[node.index].bound.take();
-        Ok(bound.context("the node does not run")?.shutdown().await)
+        Ok(bound.context("the node does not run")?.shutdown())
     }
 
     /// Changes what a node is started with the next time.

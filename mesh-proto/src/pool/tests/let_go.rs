@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_drained_connection_goes_when_it_is_replaced() {
     let (mut pool, leases) = connected(Some(1), 1, 2);
-    pool.announced(None, SECOND * 100);
+    pool.announced(None, None, SECOND * 100);
     pool.draining(at(10), leases[0], SECOND * 30, &mut Longest);
     assert_eq!(poll(&mut pool, at(24)), []);
     // Half of the drain at most, however long the spread.
@@ -41,7 +41,7 @@ fn a_drained_connection_goes_when_it_is_replaced() {
 #[test]
 fn a_drain_is_in_a_hurry() {
     let (mut pool, leases) = connected(Some(2), 2, 4);
-    pool.announced(None, SECOND * 100);
+    pool.announced(None, None, SECOND * 100);
     pool.closed(at(10), leases[0], &mut Longest);
     pool.draining(at(10), leases[1], SECOND * 10, &mut Longest);
     assert_eq!(dials(&mut pool, at(14)), []);
@@ -74,7 +74,7 @@ fn a_newer_start_takes_over() {
 #[test]
 fn the_end_of_a_stale_connection_is_no_loss() {
     let (mut pool, leases) = connected(None, 1, 1);
-    pool.announced(None, SECOND * 100);
+    pool.announced(None, None, SECOND * 100);
     pool.members(at(10), Some(leases[0]), vec![member(1)]);
     // Its turn comes within the spread.
     let (lease, _) = dials(&mut pool, at(110))[0];
@@ -142,6 +142,33 @@ fn undesired_proxies_are_not_collected() {
             "{index}"
         );
     }
+}
+
+/// What was lost in the midst of a rollout is replaced before the last old one goes.
+#[test]
+fn the_new_generation_takes_over_when_there_are_enough_of_it() {
+    let new = |index| Member {
+        generation: Generation(2),
+        ..member(index)
+    };
+    let (mut pool, leases) = connected(Some(2), 2, 2);
+    pool.closed(at(10), leases[1], &mut Longest);
+    pool.members(at(10), Some(leases[0]), vec![new(2), new(3)]);
+    let new_dials = dials(&mut pool, at(10));
+    assert_eq!(new_dials.len(), 2);
+    let reached = |index| Reached {
+        generation: Generation(2),
+        ..reached(index)
+    };
+    keep(&mut pool, at(10), new_dials[0].0, reached(2));
+    assert_eq!(poll(&mut pool, at(19)), [], "one is too few");
+    keep(&mut pool, at(20), new_dials[1].0, reached(3));
+    assert_eq!(poll(&mut pool, at(20)), [], "it has not settled");
+    let let_go = Action::LetGo {
+        lease: leases[0],
+        why: LetGo::OldGeneration,
+    };
+    assert_eq!(poll(&mut pool, at(23)), [let_go]);
 }
 
 #[test]

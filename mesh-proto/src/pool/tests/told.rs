@@ -273,7 +273,7 @@ fn news_are_paced() {
         ),
     ] {
         let (mut pool, leases) = connected(None, 2, 2);
-        pool.announced(None, spread);
+        pool.announced(None, None, spread);
         pool.members(at(10), Some(leases[0]), vec![news.clone()]);
         let turn = rendezvous::turn(&pool.agent, &news.name, news.epoch, spread);
         assert!(turn > SECOND);
@@ -284,7 +284,7 @@ fn news_are_paced() {
     // Others tell that one is gone, or drains, before its connection says so.
     for news in [gone(0), drains(0)] {
         let (mut pool, leases) = connected(Some(2), 2, 4);
-        pool.announced(None, spread);
+        pool.announced(None, None, spread);
         pool.members(at(10), Some(leases[1]), vec![news]);
         let turn = rendezvous::turn(&pool.agent, &name(0), 1, spread);
         assert_eq!(dials(&mut pool, at(10)), []);
