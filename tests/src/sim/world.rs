@@ -339,9 +339,8 @@ impl World {
     /// # Errors
     /// When it cannot start.
     pub async fn restart(&mut self, node: NodeId) -> Result {
-        if self.nodes[node.index].bound.is_some() {
-            self.kill(node);
-        }
+        // The sockets of a process that has ended vanish with it, whatever is still on its way out.
+        self.kill(node);
         self.net.revive(node);
         self.build(node).await
     }
