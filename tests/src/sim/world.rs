@@ -334,14 +334,13 @@ impl World {
     }
 
     /// Starts a node again that was killed or stopped, with what it has kept: its name, its host,
-    /// its config and its state directory. Services of a killed host are not started again.
+    /// its config and its state directory. Services of its host are not started again.
     ///
     /// # Errors
     /// When it cannot start.
     pub async fn restart(&mut self, node: NodeId) -> Result {
-        if self.nodes[node.index].bound.is_some() {
-            self.kill(node);
-        }
+        // Of one that was stopped, too: with its process go sockets that still say goodbye.
+        self.kill(node);
         self.net.revive(node);
         self.build(node).await
     }
