@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::metrics::ProxyMetrics;
+use super::view::View;
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,8 +218,25 @@ impl Sessions {
             .is_some_and(|sessions| sessions.iter().any(leaves))
     }
 
+    /// Completes when the agents of this proxy, which drains, have found a replacement and left; or when
+    /// no other proxy serves that could be one.
+    pub(super) async fn have_moved(&self, view: &View) {
+        let mut changes = view.changes();
+        let mut none = pin!(self.none());
+        while view.others_serve() {
+            tokio::select! {
+                () = &mut none => return,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
     /// Completes when there is no session.
-    pub(super) async fn none(&self) {
+    async fn none(&self) {
         loop {
             let mut ended = pin!(self.ended.notified());
             ended.as_mut().enable();
