@@ -334,7 +334,7 @@ impl World {
     }
 
     /// Starts a node again that was killed or stopped, with what it has kept: its name, its host,
-    /// its config and its state directory. Services of a killed host are not started again.
+    /// its config and its state directory. Services of its host are not started again.
     ///
     /// # Errors
     /// When it cannot start.

@@ -249,7 +249,6 @@ fn sticky_balancer_is_left_alone() -> Result {
 
 /// What docs/ARCHITECTURE.md tells of dials: `MESH_SIM_MESH=2,3,5,10,50` measures all of it. Each
 /// number is the mean of so many agents as are named there.
-#[expect(clippy::print_stdout, reason = "a measurement is read, not checked")]
 #[test]
 fn measure_dials_to_mesh() -> Result {
     let counts = std::env::var("MESH_SIM_MESH").unwrap_or_else(|_| "2".into());
