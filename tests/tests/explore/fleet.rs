@@ -111,7 +111,7 @@ impl Fleet {
     }
 
     /// Notes what happens, for the report of a failure.
-    pub(crate) fn tell(&mut self, world: &World, what: String) {
+    pub(crate) fn tell(&mut self, world: &World, what: impl std::fmt::Display) {
         self.story.push(format!("{:>9.3?} {what}", world.elapsed()));
     }
 

@@ -35,7 +35,6 @@ fn number(variable: &str, default: u64) -> Result<u64> {
 
 /// `MESH_EXPLORE_SEEDS` says how many, `MESH_EXPLORE_FROM` the first; `MESH_SIM_SEED` is one alone.
 #[test]
-#[expect(clippy::print_stdout, reason = "how far a long run has come")]
 fn fleets_recover_from_whatever_happens() -> Result {
     let name = "fleets_recover_from_whatever_happens";
     let (from, count) = match std::env::var("MESH_SIM_SEED") {

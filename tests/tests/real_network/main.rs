@@ -1,6 +1,6 @@
 //! Real processes in network namespaces: behind a NAT, behind a load balancer, and restarted.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![expect(clippy::disallowed_methods, reason = "real programs run in real time")]
 
 mod balancer;
 mod nat;

@@ -35,7 +35,7 @@ fn restarted_proxy_is_noticed_by_an_idle_agent() -> Result {
             let metrics = metrics(&host, "127.0.0.1:7481")?;
             Ok(metrics.get("mesh_agent_connects_total{result=\"ok\"}")? == f64::from(1 + round))
         })?;
-        println!("noticed and connected again {took:?} after the restart");
+        eprintln!("connected again {took:?} after the restart");
         ensure!(
             agent.log().matches("reset by peer").count() >= round as usize,
             "{}",
