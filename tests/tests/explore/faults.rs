@@ -86,12 +86,12 @@ impl Fleet {
                 }
             }
             9 => {
-                self.tell(world, "heal all links".into());
+                self.tell(world, "heal all links");
                 world.net().heal_all();
             }
             10 => {
                 if let Some(nat) = self.nat {
-                    self.tell(world, "the NAT forgets".into());
+                    self.tell(world, "the NAT forgets");
                     if self.rng.random_bool(0.5) {
                         world.net().flush_nat(nat);
                     } else {
@@ -137,7 +137,7 @@ impl Fleet {
 
     /// All faults end.
     pub(crate) async fn heal(&mut self, world: &mut World) -> Result {
-        self.tell(world, "all faults end".into());
+        self.tell(world, "all faults end");
         world.net().heal_all();
         self.thaw(world);
         for node in self.down.clone() {
