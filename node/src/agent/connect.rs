@@ -17,7 +17,7 @@ use super::Shared;
 use super::metrics::ConnectResult;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{self, FrameReader};
 use crate::quic::transport;
 
 /// Addresses of one name that are tried in one attempt.
@@ -64,7 +64,7 @@ pub(super) enum ConnectError {
         error: ConnectionError,
     },
     #[error(
-        "the proxy at {remote} takes no connection now ({error}); it is full or about to leave"
+        "the proxy at {remote} takes no connection now ({error}); this agent asks again, and others meanwhile"
     )]
     Refused { remote: SocketAddr, error: String },
     #[error("the connection to {remote} failed: {error}")]
@@ -141,7 +141,8 @@ impl ConnectError {
             }
             ConnectionError::ApplicationClosed(close)
                 if close.error_code == CloseCode::Draining.code().into()
-                    || close.error_code == CloseCode::Overloaded.code().into() =>
+                    || close.error_code == CloseCode::Overloaded.code().into()
+                    || close.error_code == CloseCode::Superseded.code().into() =>
             {
                 Self::Refused {
                     remote,
@@ -230,10 +231,16 @@ async fn connect_to(
             // connection's own end says more than the stream's.
             Err(error) => Err(match connection.close_reason() {
                 Some(reason) => ConnectError::of(remote, timeout, reason),
-                None => {
-                    connection.close(CloseCode::ProtocolError.code().into(), error.as_bytes());
-                    ConnectError::Protocol { remote, error }
-                }
+                None => match error {
+                    GreetError::Refused(error) => {
+                        connection.close(CloseCode::Done.code().into(), b"refused");
+                        ConnectError::Refused { remote, error }
+                    }
+                    GreetError::Protocol(error) => {
+                        connection.close(CloseCode::ProtocolError.code().into(), error.as_bytes());
+                        ConnectError::Protocol { remote, error }
+                    }
+                },
             }),
         }
     };
@@ -263,38 +270,40 @@ async fn connect_to(
 
 type Greeted = (SendStream, RecvStream, FrameReader, ProxyHello);
 
-async fn greet(shared: &Shared, connection: &Connection) -> Result<Greeted, String> {
-    let (mut send, mut recv) = connection
-        .open_bi()
-        .await
-        .map_err(|error| error.to_string())?;
-    let hello = hello_bytes(shared).map_err(|error| error.to_string())?;
+/// There was no hello.
+enum GreetError {
+    /// The proxy wants none of this agent, and says why.
+    Refused(String),
+    /// It said something else.
+    Protocol(String),
+}
+
+async fn greet(shared: &Shared, connection: &Connection) -> Result<Greeted, GreetError> {
+    let broken = |error: &dyn std::fmt::Display| GreetError::Protocol(error.to_string());
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| broken(&error))?;
+    let hello = hello_bytes(shared).map_err(|error| broken(&error))?;
     send.write_all(&hello)
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| broken(&error))?;
     let mut reader = FrameReader::default();
-    let text = |error: FrameError| error.to_string();
-    match reader.next::<Answer>(&mut recv).await.map_err(text)? {
+    let answer = reader.next::<Answer>(&mut recv).await;
+    match answer.map_err(|error| broken(&error))? {
         Answer::Opened(_) => {}
         Answer::Refused(Refused {
             reason, message, ..
-        }) => {
-            return Err(format!(
-                "it refused the control stream: {reason}: {message}"
-            ));
-        }
+        }) => return Err(GreetError::Refused(format!("{reason}: {message}"))),
     }
-    let ProxyFrame::Hello(hello) = reader.next::<ProxyFrame>(&mut recv).await.map_err(text)? else {
-        return Err("its first message is not a hello".into());
+    let frame = reader.next::<ProxyFrame>(&mut recv).await;
+    let ProxyFrame::Hello(hello) = frame.map_err(|error| broken(&error))? else {
+        return Err(broken(&"its first message is not a hello"));
     };
     // What the hello claims must be what the certificate proves.
-    let identity =
-        crate::quic::identity::identity(connection).map_err(|error| error.to_string())?;
+    let identity = crate::quic::identity::identity(connection).map_err(|error| broken(&error))?;
     if identity.name != hello.name || identity.cluster != hello.cluster {
-        return Err(format!(
+        return Err(GreetError::Protocol(format!(
             "it calls itself {} of {}, but its certificate says {identity}",
             hello.name, hello.cluster
-        ));
+        )));
     }
     reader.converse();
     Ok((send, recv, reader, hello))

@@ -5,6 +5,7 @@
 mod balancers;
 mod churn;
 mod herd;
+mod idle;
 mod losses;
 mod rollouts;
 mod support;

@@ -123,6 +123,54 @@ fn lookup_never_waits_on_io() -> Result {
     })
 }
 
+/// The second process of a name is kept out until the first one has gone.
+#[test]
+fn clones_are_refused_where_the_config_says_so() -> Result {
+    run(
+        "clones_are_refused_where_the_config_says_so",
+        1,
+        async |world| {
+            let proxies = world
+                .start_proxies_with(2, |_, plan| {
+                    plan.config.duplicate_names = node::config::DuplicateNames::Refuse;
+                    Ok(())
+                })
+                .await?;
+            let credentials = world.pki().issue(Kind::Agent, "twin")?;
+            let mut twins = Vec::new();
+            for home in &proxies {
+                let address = world.quic_addr(*home).to_string();
+                twins.extend(
+                    world
+                        .start_agents_with(1, |_, plan| {
+                            let quic = plan.config.common.quic.clone();
+                            plan.config =
+                                AgentConfig::new(credentials.clone(), vec![address.clone()]);
+                            plan.config.common.quic = quic;
+                            plan.config.connection_count = Some(1);
+                            Ok(())
+                        })
+                        .await?,
+                );
+                world.run_for(20 * SECOND).await;
+            }
+            ensure!(world.connections(twins[0]) == 1 && world.connections(twins[1]) == 0);
+            let metrics = world.metrics(twins[1])?;
+            ensure!(metrics.get("mesh_agent_connects_total{result=\"refused\"}")? >= 1.0);
+            ensure!(metrics.get("mesh_agent_connects_total{result=\"failed\"}")? == 0.0);
+            let refused = "mesh_proxy_handshakes_refused_total{reason=\"duplicate\"}";
+            ensure!(world.metrics(proxies[1])?.get(refused)? >= 1.0);
+            world.stop(twins[0]).await?;
+            world
+                .within(60 * SECOND, "the second one is let in", |w| {
+                    w.connections(twins[1]) == 1
+                })
+                .await?;
+            Ok(())
+        },
+    )
+}
+
 #[test]
 fn cloned_agents_are_named() -> Result {
     run("cloned_agents_are_named", 1, async |world| {
