@@ -68,7 +68,7 @@ impl Readiness {
         match self {
             Self::Proxy(phase) => match *phase.borrow() {
                 Phase::Serving => Ok("ready\n"),
-                Phase::Joining => Err("joining: the agents of no peer are known yet\n"),
+                Phase::Joining => Err("joining: the agents of all peers are not known yet\n"),
                 Phase::Notice | Phase::Draining => Err("draining\n"),
             },
             Self::Agent(connected) => {

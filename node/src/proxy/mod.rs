@@ -4,6 +4,7 @@ mod accept;
 mod control;
 mod inbound;
 pub mod ingress;
+mod join;
 mod mesh;
 pub mod metrics;
 mod peers;
@@ -60,7 +61,7 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 /// How far the proxy is on its way in or out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// It serves, but knows no peer's agents yet: `/readyz` fails.
+    /// It serves, but does not know all peers' agents yet: `/readyz` fails.
     Joining,
     /// It serves.
     Serving,
@@ -355,7 +356,7 @@ impl Proxy {
             background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
             background.spawn_on(mesh::run(shared.clone()), &first);
             background.spawn_on(routing::announce(shared.clone()), &first);
-            background.spawn_on(join(shared.clone()), &first);
+            background.spawn_on(join::run(shared.clone()), &first);
         }
         tracing::info!(
             proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
@@ -540,30 +541,6 @@ fn advertised(configured: &[String], bound: SocketAddr) -> Vec<String> {
         return vec![bound.to_string()];
     }
     configured.to_vec()
-}
-
-/// Ready is a proxy that knows the agents of a peer, or has waited for that long enough: a fresh one
-/// must not tell users that there is no such agent.
-async fn join(shared: Arc<Shared>) {
-    let mut first_copy = shared.routing.first_copy();
-    let deadline = shared.config.join_deadline;
-    let joined = tokio::time::timeout(deadline, first_copy.wait_for(|there| *there));
-    let Some(joined) = shared.cut.run_until_cancelled(joined).await else {
-        return;
-    };
-    let was_joining = shared.phase.send_if_modified(|phase| match phase {
-        Phase::Joining => {
-            *phase = Phase::Serving;
-            true
-        }
-        Phase::Serving | Phase::Notice | Phase::Draining => false,
-    });
-    if was_joining && joined.is_err() {
-        tracing::warn!(
-            ?deadline,
-            "no peer of proxy.peers has been reached within proxy.join_deadline: this proxy serves, but knows its own agents alone"
-        );
-    }
 }
 
 fn unix_seconds() -> u64 {

@@ -12,12 +12,11 @@ use mesh_proto::wire::{
     Answer, Open, OpenRoutes, RoutesFrame, RoutesHead, RoutesReaderFrame, WireError,
 };
 use quinn::{ConnectionError, RecvStream, SendStream};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::peers::links::Link;
-use crate::changes::Changes;
+use crate::changes::{Changes, Watcher};
 use crate::quic::frames::{self, FrameError, FrameReader};
 
 /// How long changes of the own routes are gathered before gossip tells of them: peers hear of each
@@ -65,8 +64,8 @@ pub(super) struct Routing {
     next_reader: AtomicU64,
     /// Gossip has told of a peer's routes.
     heard: Changes,
-    /// The first whole copy of a peer's routes is there.
-    first_copy: watch::Sender<bool>,
+    /// A whole copy of a peer's routes has come.
+    copied: Changes,
 }
 
 impl Routing {
@@ -79,7 +78,7 @@ impl Routing {
             confirmations: Changes::default(),
             next_reader: AtomicU64::new(0),
             heard: Changes::default(),
-            first_copy: watch::Sender::new(false),
+            copied: Changes::default(),
         }
     }
 
@@ -141,9 +140,9 @@ impl Routing {
         self.heard.notify();
     }
 
-    /// Whether the routes of some peer are there.
-    pub(super) fn first_copy(&self) -> watch::Receiver<bool> {
-        self.first_copy.subscribe()
+    /// Hears of every copy of a peer's routes that has become whole.
+    pub(super) fn copies(&self) -> Watcher {
+        self.copied.watch()
     }
 
     fn is_behind(&self, owner: &NodeName, head: RoutesHead) -> bool {
@@ -314,9 +313,7 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
             shared.session_ended(&agent);
         }
         if let Some(applied) = applied {
-            routing
-                .first_copy
-                .send_if_modified(|there| !std::mem::replace(there, true));
+            routing.copied.notify();
             let frame = RoutesReaderFrame::Applied(applied);
             send.write_all(&frames::encode(&frame)?).await?;
         }

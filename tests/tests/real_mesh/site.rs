@@ -124,7 +124,9 @@ impl Site {
 
     /// Waits until a proxy's status begins with `ok`.
     pub(crate) fn until_ok(&self, index: usize) -> Result {
-        self.until_status(index, |status| status.starts_with("ok"))
+        self.until_status(index, |status| {
+            status.starts_with("ok") && status.contains(" is serving")
+        })
     }
 
     /// Waits until what `node status` prints is so.
