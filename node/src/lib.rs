@@ -19,6 +19,7 @@
 //! | [`forward`] | bytes between a tunnel stream and a socket |
 //! | [`proxy`] | sessions of agents, the router, ingress |
 //! | [`agent`] | the pool of connections, sessions, dials of targets |
+//! | [`user`] | a user's connection to a proxy, kept; local ports that lead to targets |
 //! | [`admin`] | health and metrics listeners |
 //! | [`cli`] | the verbs of the binary |
 
@@ -35,6 +36,7 @@ pub mod proxy;
 pub mod quic;
 pub mod random;
 mod tasks;
+pub mod user;
 mod web;
 
 pub use agent::Agent;

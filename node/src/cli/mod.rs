@@ -3,6 +3,7 @@
 pub mod certs;
 pub mod config;
 pub mod demo;
+pub mod forward;
 pub mod run;
 
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ enum Verb {
     Certs(certs::CertsArgs),
     /// Check a config file, or show the effective configuration.
     Config(config::ConfigArgs),
+    /// Local ports that lead to targets of agents, with a user's identity.
+    Forward(forward::ForwardArgs),
 }
 
 /// Runs what the arguments ask for.
@@ -65,6 +68,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Some(Verb::Demo(args)) => demo::run(&args),
         Some(Verb::Certs(args)) => certs::run(args),
         Some(Verb::Config(args)) => config::run(args),
+        Some(Verb::Forward(args)) => forward::run(&args),
         None => run::run(&cli.run),
     }
 }
