@@ -262,7 +262,7 @@ impl Forward {
             .refusals
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .count(reason);
+            .count(reason, Instant::now());
         if let Some(untold) = told {
             let request = &self.spec.request;
             self.shared.dialer.tell(&Event::Refused {
