@@ -36,11 +36,15 @@ pub struct BindError {
 }
 
 fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; choose another port, or 0 for a free one",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 take privileges: choose another",
-        io::ErrorKind::AddrNotAvailable => "; the address is none of this host's",
-        _ => "",
+    let kind = error.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        "; choose another port, or 0 for a free one"
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "; ports below 1024 take privileges: choose another"
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        "; the address is none of this host's"
+    } else {
+        ""
     }
 }
 

@@ -57,13 +57,16 @@ impl Held {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Whether the proxy has answered something lately.
+    /// Whether the proxy has answered something lately, and is not to be left: a proxy that drains
+    /// closes the connection as soon as it has no stream.
     pub(super) fn is_fresh(&self) -> bool {
-        self.heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .elapsed()
-            < FRESH
+        self.leave.borrow().is_none()
+            && self
+                .heard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .elapsed()
+                < FRESH
     }
 
     /// Packets that have come so far.

@@ -246,6 +246,9 @@ fn proxies_come_and_go_under_load() -> Result {
             if round % 3 == 1 {
                 world.net().thaw(used);
             } else {
+                // As a process that ends: its sockets are gone, and soon what it held in memory.
+                world.kill(used);
+                world.run_for(SECOND).await;
                 world.restart(used).await?;
             }
             world
@@ -300,16 +303,16 @@ fn a_connection_waits_for_a_proxy_but_not_for_ever() -> Result {
             .await?;
         user.echoes(b"at last").await?;
         // One that arrives while there is none, and in time for the next.
-        world.kill(proxies[0]);
+        world.net().cut(host, proxies[0]);
         world
             .until("the user has noticed", |_| user.proxy().is_empty())
             .await?;
-        let waiting = async {
-            tokio::time::sleep(SECOND).await;
-            user.echoes(&pattern(0, 100_000)).await
+        let healed = async {
+            world.run_for(3 * SECOND).await;
+            world.net().heal(host, proxies[0]);
         };
-        let (outcome, restarted) = tokio::join!(waiting, world.restart(proxies[0]));
-        restarted?;
+        let bytes = pattern(0, 100_000);
+        let (outcome, ()) = tokio::join!(user.echoes(&bytes), healed);
         outcome?;
         user.stop().await;
         Ok(())

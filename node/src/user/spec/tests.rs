@@ -224,7 +224,7 @@ proptest! {
     ) {
         let spec: ForwardSpec = format!("{local}:{agent}/{target}").parse().unwrap();
         prop_assert_eq!(spec.request.agent.to_string(), agent);
-        prop_assert_eq!(spec.request.target.clone(), target.parse().unwrap());
+        prop_assert_eq!(&spec.request.target, &target.parse().unwrap());
         prop_assert_eq!(spec.to_string().parse::<ForwardSpec>().unwrap(), spec);
     }
 
