@@ -1,5 +1,10 @@
 //! Two proxies, an agent on both, and a user: all of the real binary.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it waits for a process in real time"
+)]
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Output;
 
 use ::certs::{Kind, Request, Validity};
+use anyhow::Context as _;
 use mesh_tests::Result;
 use mesh_tests::binary::{free_port, run};
 
@@ -150,10 +151,8 @@ fn what_cannot_work_is_said_at_once() -> Result {
 fn an_expired_identity_is_wrong_usage() -> Result {
     let dir = certificates()?;
     let pki = mesh_tests::pki::Pki::new("test.example.com")?;
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)?
-        .as_secs();
-    let now = i64::try_from(now)?;
+    let now = ::certs::system_time().current_time().context("no clock")?;
+    let now = i64::try_from(now.as_secs())?;
     let validity = Validity::between(now - 3000, now - 600)?;
     let request = Request::new(Kind::User, "late".parse()?, validity);
     pki.authority()
