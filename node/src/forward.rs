@@ -62,7 +62,8 @@ impl ForwardError {
     }
 }
 
-/// Forwards between `socket` and `tunnel` until both directions have ended.
+/// Forwards between `socket` and `tunnel` until both directions have ended, and all of it has
+/// arrived at the tunnel's other side.
 ///
 /// Dropping the future resets both, so that neither side takes what it got for the whole.
 ///
@@ -125,10 +126,15 @@ where
         result = both => result,
         () = cut => Err(ForwardError::Stream(StreamError::Stalled)),
     };
-    if let Err(error) = &result {
-        let code = error.reset_code();
-        tunnel.send.reset(code);
-        tunnel.recv.stop(code);
+    match &result {
+        // Whoever drains closes the connection once its streams have ended: what this side has
+        // handed to QUIC and the other has not received yet would be lost with it.
+        Ok(()) => tunnel.send.stopped().await,
+        Err(error) => {
+            let code = error.reset_code();
+            tunnel.send.reset(code);
+            tunnel.recv.stop(code);
+        }
     }
     result
 }
@@ -142,11 +148,17 @@ pub async fn tunnels(mut a: TunnelStream, mut b: TunnelStream) -> Result<(), For
         relay(&mut a.recv, &mut b.send),
         relay(&mut b.recv, &mut a.send)
     );
-    if let Err(error) = &result {
-        let code = error.reset_code();
-        for tunnel in [&mut a, &mut b] {
-            tunnel.send.reset(code);
-            tunnel.recv.stop(code);
+    match &result {
+        // As in `run`: the end is over when it has arrived.
+        Ok(_) => {
+            tokio::join!(a.send.stopped(), b.send.stopped());
+        }
+        Err(error) => {
+            let code = error.reset_code();
+            for tunnel in [&mut a, &mut b] {
+                tunnel.send.reset(code);
+                tunnel.recv.stop(code);
+            }
         }
     }
     result.map(|_| ())

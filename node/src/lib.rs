@@ -19,6 +19,7 @@
 //! | [`forward`] | bytes between a tunnel stream and a socket |
 //! | [`proxy`] | sessions of agents, the router, ingress |
 //! | [`agent`] | the pool of connections, sessions, dials of targets |
+//! | [`user`] | a user's connection to a proxy, kept; local ports that lead to targets |
 //! | [`admin`] | health, metrics and the admin API |
 //! | [`report`] | what the admin API tells |
 //! | [`cli`] | the verbs of the binary |
@@ -38,6 +39,7 @@ pub mod quic;
 pub mod random;
 pub mod report;
 mod tasks;
+pub mod user;
 mod web;
 
 pub use agent::Agent;

@@ -9,7 +9,8 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -96,6 +97,16 @@ pub trait Network: Send + Sync + fmt::Debug + 'static {
     /// When the address is in use, or not ours.
     fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>>;
 
+    /// Listens on a Unix socket that only this user may connect to, and takes the place of one that
+    /// nobody listens on any more. By default there are none.
+    ///
+    /// # Errors
+    /// When the path is in use, or cannot be made.
+    fn listen_unix(&self, path: &Path) -> io::Result<Box<dyn Listener>> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Connects to a TCP address. The caller bounds the wait.
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Socket>>>;
 
@@ -175,6 +186,10 @@ impl Network for SystemNetwork {
         Ok(Box::new(SystemListener(listener)))
     }
 
+    fn listen_unix(&self, path: &Path) -> io::Result<Box<dyn Listener>> {
+        Ok(Box::new(SystemUnixListener::bind(path)?))
+    }
+
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
         Box::pin(async move {
             let stream = tokio::net::TcpStream::connect(address).await?;
@@ -227,6 +242,54 @@ impl Listener for SystemListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+}
+
+/// Removes its path when it is dropped.
+#[derive(Debug)]
+struct SystemUnixListener {
+    listener: tokio::net::UnixListener,
+    path: PathBuf,
+}
+
+impl SystemUnixListener {
+    fn bind(path: &Path) -> io::Result<Self> {
+        let left_behind = std::fs::symlink_metadata(path)
+            .is_ok_and(|found| found.file_type().is_socket())
+            && std::os::unix::net::UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if left_behind {
+            std::fs::remove_file(path)?;
+        }
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&socket2::SockAddr::unix(path)?)?;
+        // Before it listens: nobody else has been let in.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        socket.listen(TCP_BACKLOG)?;
+        Ok(Self {
+            listener: tokio::net::UnixListener::from_std(socket.into())?,
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl Drop for SystemUnixListener {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Listener for SystemUnixListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
+        Box::pin(async move {
+            let (stream, _) = self.listener.accept().await?;
+            Ok(Box::new(SystemSocket::Unix(stream)) as Box<dyn Socket>)
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

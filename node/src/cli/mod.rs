@@ -5,6 +5,7 @@ pub mod client;
 pub mod config;
 pub mod demo;
 pub mod drain;
+pub mod forward;
 pub mod inspect;
 pub mod run;
 mod table;
@@ -66,6 +67,8 @@ enum Verb {
     Routes(inspect::RoutesArgs),
     /// Let a running node leave in order, as SIGTERM does.
     Drain(drain::DrainArgs),
+    /// Local ports that lead to targets of agents, with a user's identity.
+    Forward(forward::ForwardArgs),
 }
 
 /// Runs what the arguments ask for.
@@ -81,6 +84,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Some(Verb::Peers(args)) => inspect::peers(&args),
         Some(Verb::Routes(args)) => inspect::routes(&args),
         Some(Verb::Drain(args)) => drain::run(&args),
+        Some(Verb::Forward(args)) => forward::run(&args),
         None => run::run(&cli.run),
     }
 }

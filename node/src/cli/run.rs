@@ -102,13 +102,13 @@ pub(super) fn init_log(config: &LogConfig) -> Result<(), CliError> {
 }
 
 /// SIGTERM and SIGINT.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, CliError> {
+    pub(super) fn new() -> Result<Self, CliError> {
         let listen = |kind| {
             signal(kind)
                 .map_err(|error| CliError::Failed(format!("cannot listen for signals: {error}")))
@@ -119,7 +119,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
@@ -196,6 +196,6 @@ pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, CliError>>) -> Re
         .block_on(verb)
 }
 
-fn single_threaded() -> std::io::Result<Runtime> {
+pub(super) fn single_threaded() -> std::io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use certs::Credentials;
 use mesh_proto::name::NodeName;
-use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER};
+use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER};
 use quinn::{ConnectionId, EndpointConfig};
 
 use super::connection_id::SignedConnectionIds;
@@ -154,6 +154,19 @@ pub fn peer_client_config(
     random: &Random,
 ) -> Result<quinn::ClientConfig, EndpointError> {
     let tls = certs::client_config(credentials, ALPN_PEER, name, certs::system_time())?;
+    client_config(tls, config, random)
+}
+
+/// The client side of a user's connection to whichever proxy of the cluster answers.
+///
+/// # Errors
+/// [`EndpointError`].
+pub fn user_client_config(
+    credentials: &Credentials,
+    config: &QuicConfig,
+    random: &Random,
+) -> Result<quinn::ClientConfig, EndpointError> {
+    let tls = certs::client_config(credentials, ALPN_USER, None, certs::system_time())?;
     client_config(tls, config, random)
 }
 

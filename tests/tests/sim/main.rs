@@ -7,3 +7,4 @@ mod measure;
 mod network;
 mod sockets;
 mod traffic;
+mod users;
