@@ -154,8 +154,10 @@ impl FromStr for TargetPattern {
             return Ok(Self(What::Service(Glob::parse(text, name)?)));
         }
         text.parse().map(|rule| Self(What::Rule(rule))).map_err(
-            |InvalidAllowRule { rule, .. }| let forms = rule.replace(" or unix:/path", ", unix:/path or service:name");
-                invalid(text, forms),
+            |InvalidAllowRule { rule, .. }| {
+                let forms = rule.replace(" or unix:/path", ", unix:/path or service:name");
+                invalid(text, forms)
+            },
         )
     }
 }

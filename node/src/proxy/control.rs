@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
 use mesh_proto::name::NodeName;
-use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Draining, Member, Members, Open, Opened, ProxyFrame,
-    ProxyHello, Refused, Released, WireError,
+    ProxyHello, Released, WireError,
 };
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 use rand::Rng as _;
@@ -18,13 +17,11 @@ use tokio::time::Instant;
 use super::metrics::HandshakeRefusal;
 use super::session::{Ending, NewSession, Registration};
 use super::view::REFRESH_INTERVAL;
-use super::{Phase, Shared};
+use super::{Phase, Shared, grants};
 use crate::hooks::Connected;
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::transport;
-
-/// Streams that an agent may have open to its proxy: the control stream, and some of later versions.
-const AGENT_STREAMS_MAX: u32 = transport::STREAMS_BEFORE_HELLO;
+use crate::tasks::Tasks;
 
 /// A conversation that never became a session.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +99,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
         remote: session.remote,
     });
 
-    registration.ending = converse(&shared, &connection, control, &registration).await;
+    let mut dials = Tasks::new("dial of an agent");
+    registration.ending = converse(&shared, &connection, control, &registration, &mut dials).await;
     let ending = registration.ending;
     if ending == Ending::ProtocolError {
         connection.close(
@@ -112,6 +110,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
     }
     drop(registration);
     shared.session_ended(&agent);
+    // They have ended with the connection.
+    dials.join_all().await;
     match ending {
         Ending::Left | Ending::Drained => {
             tracing::info!(%agent, session = session.id, reason = ending.as_str(), "agent disconnected");
@@ -158,7 +158,7 @@ async fn greet(
         return Err(HelloError::NotHello);
     };
     let registration = shared.sessions.register(NewSession {
-        agent,
+        agent: agent.clone(),
         instance,
         version,
         services,
@@ -182,7 +182,8 @@ async fn greet(
     control.send.write_all(&answer).await?;
     control.told = told;
     control.reader.converse();
-    transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
+    let streams = grants::agent_streams(&shared.policy, &config.common.quic, agent);
+    transport::admit(connection, &config.common.quic, streams);
     Ok((control, registration))
 }
 
@@ -191,6 +192,7 @@ async fn converse(
     connection: &Connection,
     mut control: Control,
     registration: &Registration,
+    dials: &mut Tasks,
 ) -> Ending {
     let session = &registration.session;
     let mut phase = shared.phase.subscribe();
@@ -245,9 +247,10 @@ async fn converse(
                 }
             },
             stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) => refuse_stream(send, recv).await,
+                Ok((send, recv)) => dials.spawn(grants::serve_agent(shared.clone(), session.agent.clone(), send, recv)),
                 Err(error) => return Ending::of(&error),
             },
+            () = dials.reap() => {}
             changed = changes.changed(), if tell_at.is_none() => {
                 if changed.is_err() {
                     return Ending::of(&connection.closed().await);
@@ -300,18 +303,4 @@ fn broken(connection: &Connection) -> Ending {
 async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {
     stream.write_all(&frames::encode(frame)?).await?;
     Ok(())
-}
-
-/// An agent has nothing to ask of its proxy but its control stream.
-async fn refuse_stream(mut send: SendStream, mut recv: RecvStream) {
-    let refused = Refused::new(
-        Reason::Unsupported,
-        "this proxy takes no streams from agents beside the control stream; it may be older than the agent",
-    );
-    if let Ok(bytes) = frames::encode(&Answer::Refused(refused)) {
-        // The first stream credit covers it, so that this waits for nothing.
-        let _ = send.write_all(&bytes).await;
-        let _ = send.finish();
-    }
-    let _ = recv.stop(mesh_proto::close::ResetCode::Refused.code().into());
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::metrics::Path;
 use super::session::Session;
-use super::{Phase, Shared};
+use super::{Phase, Shared, grants};
 use crate::hooks::DialInfo;
 use crate::metrics::{OnEnd, StreamMeter, StreamTotals};
 use crate::net::Socket;
@@ -174,6 +174,9 @@ async fn route(
         target: request.target.clone(),
         principal: request.principal.clone(),
     };
+    if let Err(why) = grants::check(&shared.policy, &info) {
+        return (Path::None, Err(Refusal::new(Reason::NotAllowed, why)));
+    }
     if let Err(why) = shared.hooks.authorize(&info).await {
         return (Path::None, Err(Refusal::new(Reason::NotAllowed, why)));
     }

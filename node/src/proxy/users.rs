@@ -29,10 +29,10 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
             biased;
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
-                    let (shared, user) = (shared.clone(), user.clone());
+                    let (shared, principal) = (shared.clone(), Principal::User(user.clone()));
                     tasks.spawn(async move {
                         let cut = shared.cut.clone();
-                        cut.run_until_cancelled(serve_stream(shared, user, send, recv)).await;
+                        cut.run_until_cancelled(serve_stream(shared, principal, send, recv)).await;
                     });
                 }
                 Err(error) => {
@@ -47,7 +47,13 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
     tasks.join_all().await;
 }
 
-async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut recv: RecvStream) {
+/// Serves a stream that `principal` has opened: a dial, from its request to its end.
+pub(super) async fn serve_stream(
+    shared: Arc<Shared>,
+    principal: Principal,
+    send: SendStream,
+    mut recv: RecvStream,
+) {
     let meter = StreamMeter::open(&shared.node_metrics);
     let mut send = crate::quic::TunnelSend::new(send, meter.clone());
     let timeout = shared.config.common.quic.handshake_timeout;
@@ -56,16 +62,16 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
         Ok(Ok(Open::Dial(dial))) => Ok(dial),
         Ok(Ok(Open::Control(_))) => Err(Refused::new(
             Reason::Unsupported,
-            "a user has no control stream",
+            "a stream like this one may ask for a dial, and for nothing else",
         )),
         Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
             Reason::Unsupported,
             &format!(
-                "this proxy does not know that request ({error}); it may be older than the user's program"
+                "this proxy does not know that request ({error}); it may be older than the program that asks"
             ),
         )),
         Ok(Err(FrameError::Wire(error))) => {
-            tracing::info!(%user, %error, "a user sent a malformed request");
+            tracing::info!(%principal, %error, "a malformed request");
             Err(Refused::new(
                 Reason::Internal,
                 &format!("the request is malformed: {error}"),
@@ -83,7 +89,7 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
                 agent: dial.agent,
                 target: dial.target,
                 // Who it is, is in the certificate; what the frame claims is of no interest.
-                principal: Principal::User(user.clone()),
+                principal: principal.clone(),
                 deadline: Duration::from_millis(dial.deadline_ms).min(shared.config.dial_deadline),
                 trace: dial.trace,
             };
@@ -103,7 +109,7 @@ async fn serve_stream(shared: Arc<Shared>, user: NodeName, send: SendStream, mut
             }
             let recv = crate::quic::TunnelRecv::new(recv, meter, &shared.budget);
             if let Err(error) = forward::tunnels(TunnelStream::of(send, recv), tunnel).await {
-                tracing::debug!(%user, %error, "a stream broke");
+                tracing::debug!(%principal, %error, "a stream broke");
             }
         }
         Err(refused) => {
