@@ -125,6 +125,9 @@ impl Dialer {
 
     async fn connect(&self, target: Target) -> Result<TunnelStream, DialerError> {
         let until = Instant::now() + self.deadline;
+        if self.shared.leaving.borrow().is_some() {
+            return Err(DialerError::Leaving);
+        }
         let mut last = None;
         for link in self.shared.links.in_order() {
             let refusal = match self.through(&link, &target, until).await {
@@ -137,9 +140,6 @@ impl Dialer {
             if !elsewhere || Instant::now() >= until {
                 break;
             }
-        }
-        if self.shared.leaving.borrow().is_some() {
-            return Err(DialerError::Leaving);
         }
         let Some(Refusal { reason, message }) = last else {
             return Err(DialerError::NotConnected);

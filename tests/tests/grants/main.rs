@@ -1,0 +1,13 @@
+//! Who may dial what: agents who dial agents, users whom grants restrict, and those who try more.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `agents` | dials of agents, by default, by a grant, both ways at once |
+//! | `users` | grants for users, tokens and ingresses |
+//! | `hostile` | lies, floods, and dials out of turn |
+//! | `support` | what several of these use |
+
+mod agents;
+mod hostile;
+mod support;
+mod users;
