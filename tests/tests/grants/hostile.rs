@@ -186,7 +186,15 @@ async fn a_dial_before_the_hello_is_not_served() -> Result {
     ensure!(quic::read::<Answer>(&mut recv).await.is_err());
     ensure!(mesh.asked(0)? == 0.0 && mesh.echoes[0].accepted() == 0);
 
-    // Sent before the hello, it is served behind it.
+    mesh.stop().await
+}
+
+/// A dial that comes before the hello on a later stream is served behind it.
+#[tokio::test]
+async fn a_dial_beside_the_hello_waits_for_it() -> Result {
+    let mesh = Mesh::start(vec![grant(&["agent:early"], &[], &[])?], &["a1"]).await?;
+    let credentials = mesh.pki.issue(Kind::Agent, "early")?;
+    let frame = dial_frame("a1", "service:echo", "agent:early")?;
     let raw = quic::connect(mesh.proxy.quic_addr()?, &credentials, ALPN_AGENT).await?;
     let (mut control, mut told) = raw.connection.open_bi().await?;
     let (mut send, mut recv) = raw.connection.open_bi().await?;
