@@ -62,7 +62,13 @@ pub(super) async fn serve_stream(
         Ok(Ok(Open::Dial(dial))) => Ok(dial),
         Ok(Ok(Open::Control(_))) => Err(Refused::new(
             Reason::Unsupported,
-            "a stream like this one may ask for a dial, and for nothing else",
+            match &principal {
+                Principal::User(_) => "a user has no control stream",
+                Principal::Agent(_)
+                | Principal::Cluster(_)
+                | Principal::Token(_)
+                | Principal::Ingress(_) => "this connection has a control stream already",
+            },
         )),
         Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
             Reason::Unsupported,

@@ -161,10 +161,11 @@ async fn a_dial_before_the_hello_is_not_served() -> Result {
     let credentials = mesh.pki.issue(Kind::Agent, "early")?;
     let frame = dial_frame("a1", "service:echo", "agent:early")?;
     let closed = async |connection: &Connection| -> Result<u64> {
-        match connection.closed().await {
-            ConnectionError::ApplicationClosed(close) => Ok(close.error_code.into_inner()),
-            other => bail!("{other}"),
-        }
+        let ended = connection.closed().await;
+        let ConnectionError::ApplicationClosed(close) = ended else {
+            bail!("{ended}")
+        };
+        Ok(close.error_code.into_inner())
     };
 
     let raw = quic::connect(mesh.proxy.quic_addr()?, &credentials, ALPN_AGENT).await?;
