@@ -1,8 +1,9 @@
 //! The policy of a proxy against a naive model of its documented rules, over random grants.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use mesh_proto::grant::{AgentPattern, TargetPattern, WhoPattern};
 use mesh_proto::grant::{Grant, May, Policy};
-use mesh_proto::{AgentRef, Cluster, Principal, Target};
+use mesh_proto::{AgentRef, AllowList, AllowRule, Cluster, Principal, Target};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -260,6 +261,37 @@ proptest! {
                 }
             }
         }
+    }
+
+    /// No text does harm, and what is taken is written as it was read.
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC{0,12}|[a-c*.:/0-9-]{0,20}|(user|ingress|service|cluster):[a-c*.:-]{0,8}") {
+        if let Ok(who) = text.parse::<WhoPattern>() {
+            prop_assert_eq!(who.to_string(), text.as_str());
+        }
+        if let Ok(agents) = text.parse::<AgentPattern>() {
+            prop_assert_eq!(agents.to_string(), text.as_str());
+        }
+        if let Ok(targets) = text.parse::<TargetPattern>() {
+            prop_assert_eq!(targets.to_string().parse(), Ok(targets));
+        }
+    }
+
+    /// A rule covers as a target what a list of it alone permits by the same name.
+    #[test]
+    fn rules_cover_what_lists_permit(pattern in select(&TARGET_PATTERNS[..]), target in select(&TARGETS[..])) {
+        let Ok(rule) = pattern.0.parse::<AllowRule>() else {
+            return Ok(());
+        };
+        let target: Target = target.parse().unwrap();
+        let covered = rule.covers(&target);
+        let list: AllowList = [rule].into_iter().collect();
+        prop_assert_eq!(covered, match &target {
+            Target::Address(address) => list.permits_address(*address),
+            Target::Host { host, port } => list.permits_name(host, *port),
+            Target::Unix(path) => list.permits_unix(path),
+            Target::Service(_) => false,
+        });
     }
 
     /// Patterns write what they read.

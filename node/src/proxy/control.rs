@@ -110,8 +110,6 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
     }
     drop(registration);
     shared.session_ended(&agent);
-    // They have ended with the connection.
-    dials.join_all().await;
     match ending {
         Ending::Left | Ending::Drained => {
             tracing::info!(%agent, session = session.id, reason = ending.as_str(), "agent disconnected");
@@ -128,6 +126,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
             );
         }
     }
+    // Their streams have ended with the connection.
+    dials.join_all().await;
 }
 
 /// Hello both ways. The agent is registered before it is answered, so that a dial works as soon
