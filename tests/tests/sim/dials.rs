@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use mesh_proto::grant::{Grant, May};
 use mesh_proto::refusal::Reason;
 use mesh_tests::Result;
+use mesh_tests::probe::Metrics;
 use mesh_tests::services::pattern;
 use mesh_tests::sim::{Link, NodeId, Service, World, echoes, run};
 use node::agent::{Dialer, DialerError};
@@ -215,6 +216,7 @@ fn a_draining_proxy_is_tried_last() -> Result {
         let mut held = dialer.dial("service:echo").await?;
         ensure!(fleet.asked(world)? == [1, 0]);
         let (agents, other) = (fleet.agents.clone(), fleet.proxies[1]);
+        let drained = world.bound(fleet.proxies[0])?.registry().clone();
         let stopped = world.stop(fleet.proxies[0]);
         let dialling = async {
             // Past the notice, all agents have heard of it.
@@ -236,6 +238,8 @@ fn a_draining_proxy_is_tried_last() -> Result {
         ensure!(cut? == 0, "the drain has waited for the stream");
         let asked = world.metrics(other)?.sum("mesh_dials_total");
         ensure!(asked == 3.0, "{asked}");
+        let asked = Metrics::gather(&drained)?.sum("mesh_dials_total");
+        ensure!(asked == 1.0, "the draining proxy was asked {asked} times");
         let own = world.metrics(agents[0])?;
         ensure!(own.get(r#"mesh_agent_own_dials_total{result="ok"}"#)? == 4.0);
         Ok(())
