@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::target::{
-    HostName, HostText, UnixPath, canonical, parse_host_name, parse_unix_path, parse_v6,
+    HostName, HostText, Target, UnixPath, canonical, parse_host_name, parse_unix_path, parse_v6,
     split_host_port,
 };
 use crate::text::{quote, serde_as_text};
@@ -86,6 +86,46 @@ impl AllowList {
 
     fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.0.iter().map(|AllowRule(rule)| rule)
+    }
+}
+
+impl AllowRule {
+    /// Whether the target, as it is written, is one that this rule names: an address by a rule for
+    /// addresses, a name by one for names, a Unix socket by its path. No service is.
+    #[must_use]
+    pub fn covers(&self, target: &Target) -> bool {
+        match (&self.0, target) {
+            (Rule::Net { net, ports }, Target::Address(address)) => {
+                net.contains(&canonical(address.ip())) && ports.contain(address.port())
+            }
+            (Rule::Name { pattern, ports }, Target::Host { host, port }) => {
+                pattern.matches(host) && ports.contain(*port)
+            }
+            (Rule::Unix(permitted), Target::Unix(path)) => permitted == path,
+            (Rule::Net { .. } | Rule::Name { .. } | Rule::Unix(_), _) => false,
+        }
+    }
+
+    /// The rule of this address and port alone.
+    pub(crate) fn of_address(address: SocketAddr) -> Self {
+        Self(Rule::Net {
+            net: canonical(address.ip()).into(),
+            ports: Ports::one(address.port()),
+        })
+    }
+
+    /// The rule of this name and port alone.
+    pub(crate) fn of_host(name: HostName, port: u16) -> Self {
+        let pattern = NamePattern { name, below: false };
+        Self(Rule::Name {
+            pattern,
+            ports: Ports::one(port),
+        })
+    }
+
+    /// The rule of this Unix socket.
+    pub(crate) fn of_unix(path: UnixPath) -> Self {
+        Self(Rule::Unix(path))
     }
 }
 
@@ -183,6 +223,13 @@ impl Ports {
         first: 1,
         last: u16::MAX,
     };
+
+    const fn one(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
 
     fn contain(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)

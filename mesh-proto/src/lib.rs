@@ -17,6 +17,7 @@
 //! | [`name`] | validated names: clusters, nodes, groups, services, tokens; how users name agents |
 //! | [`target`] | what an agent is asked to reach |
 //! | [`allow`] | allow lists: which addresses, names and sockets may be reached |
+//! | [`grant`] | who may do what at a proxy |
 //! | [`membership`] | the proxies' view of each other |
 //! | [`pool`] | the agent's pool: whom to dial and when, which connections to let go |
 //! | [`principal`] | on whose behalf |
@@ -31,6 +32,7 @@ pub mod allow;
 pub mod close;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod grant;
 pub mod membership;
 pub mod name;
 pub mod pool;
@@ -45,6 +47,9 @@ pub mod wire;
 
 pub use allow::{AllowList, AllowRule, InvalidAllowRule};
 pub use close::{CloseCode, ResetCode};
+pub use grant::{
+    AgentPattern, Denied, Grant, InvalidPattern, May, Policy, TargetPattern, UnknownMay, WhoPattern,
+};
 pub use name::{
     AgentRef, Cluster, Generation, Group, InvalidName, NodeName, ServiceName, TokenName,
 };

@@ -64,7 +64,11 @@ pub struct AgentMetrics {
     backoff_seconds: Gauge,
     connects: IntCounterVec,
     dials: IntCounterVec,
+    own_dials: IntCounterVec,
 }
+
+/// The result of a dial of this agent when it had no proxy to dial through.
+pub(super) const NOT_CONNECTED: &str = "not_connected";
 
 impl AgentMetrics {
     /// Makes the metrics and registers them.
@@ -122,6 +126,16 @@ impl AgentMetrics {
                     .map(|reason| reason.as_str())
                     .chain(["ok"]),
             )?,
+            own_dials: metrics::counter_vec(
+                registry,
+                "mesh_agent_own_dials_total",
+                "Dials of other agents' targets that this agent asked of its proxies, by result.",
+                "result",
+                Reason::ALL
+                    .iter()
+                    .map(|reason| reason.as_str())
+                    .chain(["ok", NOT_CONNECTED]),
+            )?,
         })
     }
 
@@ -138,6 +152,11 @@ impl AgentMetrics {
 
     pub(super) fn connect(&self, result: ConnectResult) {
         self.connects.with_label_values(&[result.as_str()]).inc();
+    }
+
+    /// A dial of this agent has ended so.
+    pub(super) fn dialled_out(&self, result: &str) {
+        self.own_dials.with_label_values(&[result]).inc();
     }
 
     pub(super) fn dialled(&self, result: Result<(), Reason>) {

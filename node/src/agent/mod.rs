@@ -1,6 +1,8 @@
 //! The agent: dials out to proxies, and reaches the targets that they ask for.
 
 mod connect;
+pub mod dialer;
+mod links;
 pub mod metrics;
 mod pool;
 mod report;
@@ -10,12 +12,14 @@ mod target;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_proto::name::InvalidName;
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::dialer::{DialRefused, Dialer, DialerError};
 use self::metrics::AgentMetrics;
 pub(crate) use self::report::Observer;
 use crate::config::AgentConfig;
@@ -37,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) random: Random,
     pub(crate) pool: Arc<pool::PoolState>,
+    pub(crate) links: Arc<links::Links>,
     pub(crate) hooks: Hooks,
     /// Tells this process from another one with the same identity.
     pub(crate) instance: [u8; 16],
@@ -144,6 +149,7 @@ impl Agent {
                 pool::of_config(&config),
                 parts.random.generator(),
             )),
+            links: Arc::default(),
             random: parts.random,
             budget: StallBudget::new(
                 quic.stream_window_bytes,
@@ -193,6 +199,16 @@ impl Agent {
     /// The next drain has this deadline instead of the config's.
     pub fn set_drain_deadline(&mut self, deadline: Option<Duration>) {
         self.drain_deadline = deadline;
+    }
+
+    /// A dialler for the targets of `agent`, another one of this cluster, written as users write it.
+    /// It dials through one of this agent's proxies, whose policy decides: by default, an agent may
+    /// dial nothing.
+    ///
+    /// # Errors
+    /// When that is no name of an agent.
+    pub fn dialer(&self, agent: &str) -> Result<Dialer, InvalidName> {
+        Ok(Dialer::new(self.shared.clone(), agent.parse()?))
     }
 
     /// Leaves in order: tells the proxies, lets streams end until `drain_deadline`, cuts the rest.

@@ -53,6 +53,11 @@ pub(super) async fn run(
         hello,
     } = connected;
     let standing = Standing::new(shared);
+    let registered = shared
+        .links
+        .register(hello.name.clone(), connection.clone());
+    let link = &registered.link;
+    let mut own_dials = link.watch();
     let mut streams = Tasks::new("stream of a dial");
     let mut leaving = shared.leaving.subscribe();
     let mut leave_until: Option<Instant> = None;
@@ -72,6 +77,7 @@ pub(super) async fn run(
             && leave_until.is_none()
         {
             leave_until = Some(until);
+            link.set_leaving();
             let deadline_ms =
                 u64::try_from(until.saturating_duration_since(Instant::now()).as_millis())
                     .unwrap_or(u64::MAX);
@@ -86,7 +92,8 @@ pub(super) async fn run(
                 break;
             }
         }
-        if released && streams.len() == 0 {
+        let dialling = own_dials.borrow_and_update().streams > 0;
+        if released && streams.len() == 0 && !dialling {
             connection.close(CloseCode::Left.code().into(), b"the agent has left");
             break;
         }
@@ -101,6 +108,7 @@ pub(super) async fn run(
                 Ok(ProxyFrame::Members(members)) => lease.members(members, connection.rtt()),
                 Ok(ProxyFrame::Draining(draining)) => {
                     proxy_leaves = true;
+                    link.set_draining();
                     lease.draining(Duration::from_millis(draining.deadline_ms));
                     tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
                 }
@@ -128,6 +136,8 @@ pub(super) async fn run(
                 Err(_) => break,
             },
             () = streams.reap() => {}
+            // It ends with the connection's registration, after this loop.
+            Ok(()) = own_dials.changed(), if released => {}
             _ = leaving.changed(), if leave_until.is_none() => {}
             Ok(()) = let_go.changed(), if leave_until.is_none() => {}
             () = until(leave_until) => {
@@ -137,6 +147,7 @@ pub(super) async fn run(
         }
     }
     drop(standing);
+    drop(registered);
     let reason = match connection.close_reason() {
         Some(reason) => reason,
         None => {

@@ -193,6 +193,7 @@ table!(
         agent: AgentShape,
         service: Vec<ServiceShape>,
         ingress: Vec<IngressShape>,
+        grant: Vec<GrantShape>,
         log: LogShape,
         metrics: MetricsShape,
         admin: AdminShape,
@@ -295,6 +296,16 @@ table!(
     IngressAuthShape {
         tokens_file: Text,
         client_ca: Text,
+    }
+);
+
+table!(
+    /// `[[grant]]`
+    GrantShape {
+        who: Texts,
+        may: Texts,
+        agents: Texts,
+        targets: Texts,
     }
 );
 

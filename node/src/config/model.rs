@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use certs::Credentials;
 use mesh_proto::allow::AllowList;
+use mesh_proto::grant::Grant;
 use mesh_proto::name::{AgentRef, Cluster, Generation, Group, NodeName, ServiceName};
 use mesh_proto::target::Target;
 use mesh_proto::wire::Protocol;
@@ -102,6 +103,8 @@ pub struct ProxyConfig {
     pub state_dir: Option<PathBuf>,
     /// Where users arrive.
     pub ingresses: Vec<IngressConfig>,
+    /// Who may do what, beside the defaults of [`mesh_proto::grant`].
+    pub grants: Vec<Grant>,
 }
 
 impl ProxyConfig {
@@ -121,6 +124,7 @@ impl ProxyConfig {
             agent_connection_count: None,
             state_dir: None,
             ingresses: Vec::new(),
+            grants: Vec::new(),
         }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use mesh_proto::grant::Grant;
+
 use super::file::{
-    AdminAuthShape, AdminShape, AgentShape, IngressAuthShape, IngressShape, IngressTlsShape,
-    LogShape, MetricsShape, Number, ProxyShape, QuicShape, ServiceShape, Shape, Size, Switch, Text,
-    Texts, Time, TlsShape,
+    AdminAuthShape, AdminShape, AgentShape, GrantShape, IngressAuthShape, IngressShape,
+    IngressTlsShape, LogShape, MetricsShape, Number, ProxyShape, QuicShape, ServiceShape, Shape,
+    Size, Switch, Text, Texts, Time, TlsShape,
 };
 use super::load::{Origins, Role};
 use super::model::{
@@ -32,6 +34,7 @@ pub(super) fn effective(config: &NodeConfig, written: &Shape, origins: &Origins)
                     .map(|(index, ingress)| ingress_shape(index, ingress, written, &paths))
                     .collect(),
             );
+            shape.grant = Some(proxy.grants.iter().map(grant_shape).collect());
         }
         NodeConfig::Agent(agent) => {
             shape.role = text(&Role::Agent);
@@ -189,6 +192,15 @@ fn ingress_shape(
     }
 }
 
+fn grant_shape(grant: &Grant) -> GrantShape {
+    GrantShape {
+        who: texts(&grant.who),
+        may: texts(&grant.may),
+        agents: grant.agents.as_ref().and_then(texts),
+        targets: grant.targets.as_ref().and_then(texts),
+    }
+}
+
 fn agent_shape(agent: &AgentConfig) -> AgentShape {
     AgentShape {
         proxies: Some(Texts(agent.proxies.clone())),
@@ -216,6 +228,13 @@ impl Paths<'_> {
 #[expect(clippy::unnecessary_wraps, reason = "every key of a shape is optional")]
 fn text(value: &(impl ToString + ?Sized)) -> Option<Text> {
     Some(Text(value.to_string()))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every key of a shape is optional")]
+fn texts<T: ToString>(values: impl IntoIterator<Item = T>) -> Option<Texts> {
+    Some(Texts(
+        values.into_iter().map(|value| value.to_string()).collect(),
+    ))
 }
 
 fn number(value: impl Into<u32>) -> Option<Number> {

@@ -19,14 +19,12 @@ use super::mesh::REFRESH_INTERVAL;
 use super::metrics::HandshakeRefusal;
 use super::routing::Row;
 use super::session::{Ending, NewSession, Registration};
-use super::{Phase, Shared};
+use super::{Phase, Shared, grants};
 use crate::config::DuplicateNames;
 use crate::hooks::Connected;
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::transport;
-
-/// Streams that an agent may have open to its proxy: the control stream, and some of later versions.
-const AGENT_STREAMS_MAX: u32 = transport::STREAMS_BEFORE_HELLO;
+use crate::tasks::Tasks;
 
 /// A conversation that never became a session.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +107,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
         remote: session.remote,
     });
 
-    registration.ending = converse(&shared, &connection, control, &registration).await;
+    let mut dials = Tasks::new("dial of an agent");
+    registration.ending = converse(&shared, &connection, control, &registration, &mut dials).await;
     let ending = registration.ending;
     if ending == Ending::ProtocolError {
         connection.close(
@@ -135,6 +134,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
             );
         }
     }
+    // Their streams have ended with the connection.
+    dials.join_all().await;
 }
 
 /// Hello both ways. The agent is registered before it is answered, so that a dial works as soon
@@ -170,7 +171,7 @@ async fn greet(
         }
     }
     let registration = shared.sessions.register(NewSession {
-        agent,
+        agent: agent.clone(),
         instance,
         version,
         services,
@@ -197,7 +198,8 @@ async fn greet(
     answer.extend(frames::encode(&members(shared, told.clone()))?);
     send.write_all(&answer).await?;
     reader.converse();
-    transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
+    let streams = grants::agent_streams(&shared.policy, &config.common.quic, agent);
+    transport::admit(connection, &config.common.quic, streams);
     let control = Control {
         send,
         recv,
@@ -213,6 +215,7 @@ async fn converse(
     connection: &Connection,
     mut control: Control,
     registration: &Registration,
+    dials: &mut Tasks,
 ) -> Ending {
     let session = &registration.session;
     let mut phase = shared.phase.subscribe();
@@ -271,9 +274,10 @@ async fn converse(
                 }
             },
             stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) => refuse_stream(send, recv).await,
+                Ok((send, recv)) => dials.spawn(grants::serve_agent(shared.clone(), session.agent.clone(), send, recv)),
                 Err(error) => return Ending::of(&error),
             },
+            () = dials.reap() => {}
             () = changes.changed(), if tell_at.is_none() => {
                 // Changes come in flocks, as when proxies are rolled: told together.
                 tell_at = Some(Instant::now() + COALESCE);
@@ -335,18 +339,4 @@ fn broken(connection: &Connection) -> Ending {
 async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {
     stream.write_all(&frames::encode(frame)?).await?;
     Ok(())
-}
-
-/// An agent has nothing to ask of its proxy but its control stream.
-async fn refuse_stream(mut send: SendStream, mut recv: RecvStream) {
-    let refused = Refused::new(
-        Reason::Unsupported,
-        "this proxy takes no streams from agents beside the control stream; it may be older than the agent",
-    );
-    if let Ok(bytes) = frames::encode(&Answer::Refused(refused)) {
-        // The first stream credit covers it, so that this waits for nothing.
-        let _ = send.write_all(&bytes).await;
-        let _ = send.finish();
-    }
-    let _ = recv.stop(mesh_proto::close::ResetCode::Refused.code().into());
 }

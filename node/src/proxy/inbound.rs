@@ -1,4 +1,4 @@
-//! Streams that others open to this proxy: users, peers. What they ask for, and the answer.
+//! Streams that others open to this proxy: users, agents, peers. What they ask for, and the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +68,22 @@ impl Inbound {
         };
         self.refuse(refused).await;
         None
+    }
+
+    /// Serves one of those who may ask for dials and nothing else, from the request to its end.
+    pub(super) async fn serve_dial(self, shared: &Arc<Shared>, principal: Principal) {
+        let Some((inbound, open)) = self.open(shared).await else {
+            return;
+        };
+        match open {
+            Open::Dial(dial) => inbound.dial(shared, dial, principal, Reach::Mesh).await,
+            Open::Control(_) | Open::Routes(_) | Open::Find(_) => {
+                let what = "on this stream, a dial may be asked for, and nothing else";
+                inbound
+                    .refuse(Refused::new(Reason::Unsupported, what))
+                    .await;
+            }
+        }
     }
 
     /// Answers that it is not done, and why.

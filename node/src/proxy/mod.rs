@@ -2,6 +2,7 @@
 
 mod accept;
 mod control;
+mod grants;
 mod inbound;
 pub mod ingress;
 mod join;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
+use mesh_proto::grant::Policy;
 use mesh_proto::name::{AgentRef, InvalidName, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
@@ -77,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) hooks: Hooks,
+    policy: Policy,
     pub(crate) random: Random,
     pub(crate) epoch: u64,
     started: Instant,
@@ -281,6 +284,7 @@ impl Proxy {
             random: parts.random.clone(),
             network: parts.network,
             hooks: parts.hooks,
+            policy: Policy::new(config.common.cluster.clone(), config.grants.clone()),
             budget: StallBudget::new(
                 quic.stream_window_bytes,
                 quic.buffer_bytes_max,

@@ -31,7 +31,7 @@ pub(super) use self::find::{Misses, claimants};
 use self::search::Search;
 use self::way::Way;
 use super::metrics::Path;
-use super::{Phase, Shared};
+use super::{Phase, Shared, grants};
 use crate::hooks::DialInfo;
 use crate::metrics::StreamTotals;
 use crate::quic::TunnelStream;
@@ -143,6 +143,9 @@ async fn route(
         target: request.target.clone(),
         principal: request.principal.clone(),
     };
+    if let Err(why) = grants::check(&shared.policy, &info) {
+        return (Path::None, Err(Refusal::new(Reason::NotAllowed, why)));
+    }
     if let Err(why) = shared.hooks.authorize(&info).await {
         return (Path::None, Err(Refusal::new(Reason::NotAllowed, why)));
     }

@@ -4,13 +4,10 @@ use std::sync::Arc;
 
 use mesh_proto::name::NodeName;
 use mesh_proto::principal::Principal;
-use mesh_proto::refusal::Reason;
-use mesh_proto::wire::{Open, Refused};
 use quinn::Connection;
 
 use super::Shared;
 use super::inbound::Inbound;
-use super::router::Reach;
 use crate::quic::transport;
 use crate::tasks::Tasks;
 
@@ -29,7 +26,9 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
                     let inbound = Inbound::new(&shared, format!("user:{user}"), send, recv);
                     tasks.spawn(async move {
                         let cut = shared.cut.clone();
-                        cut.run_until_cancelled(serve_stream(shared, user, inbound)).await;
+                        // Who it is, is in the certificate; what the frame claims is of no interest.
+                        let served = inbound.serve_dial(&shared, Principal::User(user));
+                        cut.run_until_cancelled(served).await;
                     });
                 }
                 Err(error) => {
@@ -42,24 +41,4 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
     }
     // Their streams have ended with the connection.
     tasks.join_all().await;
-}
-
-async fn serve_stream(shared: Arc<Shared>, user: NodeName, inbound: Inbound) {
-    let Some((inbound, open)) = inbound.open(&shared).await else {
-        return;
-    };
-    match open {
-        // Who it is, is in the certificate; what the frame claims is of no interest.
-        Open::Dial(dial) => {
-            inbound
-                .dial(&shared, dial, Principal::User(user), Reach::Mesh)
-                .await;
-        }
-        Open::Control(_) | Open::Routes(_) | Open::Find(_) => {
-            let what = "a user may dial, and nothing else";
-            inbound
-                .refuse(Refused::new(Reason::Unsupported, what))
-                .await;
-        }
-    }
 }

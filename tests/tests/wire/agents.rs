@@ -176,7 +176,8 @@ pub(crate) async fn control_streams(bystander: &Bystander) -> Result {
     proxy.sessions(1).await
 }
 
-/// Sessions that open streams: an agent has none to open, and its session goes on.
+/// Sessions that open streams: an agent may ask for dials alone, whom no grant lets dial none, and
+/// its session goes on.
 pub(crate) async fn further_streams(bystander: &Bystander) -> Result {
     let proxy = &bystander.pair.proxy;
     let first = [encoded(&control())?, encoded(&hello())?].concat();
@@ -184,16 +185,24 @@ pub(crate) async fn further_streams(bystander: &Bystander) -> Result {
     let mut session = session(bystander, &credentials, &first).await?;
     let connection = session.raw.connection.clone();
     let dial = encoded(&dial("a1", &bystander.echo.rule())?)?;
-    for (what, bytes) in [
-        ("a dial", &dial[..]),
-        ("a second control stream", &encoded(&control())?),
-        ("noise", &[0xff; 1000]),
-        ("an unknown request", &frame(0x7abc, false, b"?")),
+    for (what, bytes, expected) in [
+        ("a dial", &dial[..], Reason::NotAllowed),
+        (
+            "a second control stream",
+            &encoded(&control())?,
+            Reason::Unsupported,
+        ),
+        ("noise", &[0xff; 1000], Reason::Internal),
+        (
+            "an unknown request",
+            &frame(0x7abc, false, b"?"),
+            Reason::Unsupported,
+        ),
     ] {
         let (mut send, mut recv) = connection.open_bi().await?;
         let _ = send.write_all(bytes).await;
         let reason = refusal(&mut recv).await.context(what)?.0;
-        ensure!(reason == Reason::Unsupported, "{what}: {reason}");
+        ensure!(reason == expected, "{what}: {reason}");
         bystander.check().await.context(what)?;
     }
     // Refused and never ended by this side: at some point, no more can be opened. (quinn gives
@@ -203,9 +212,9 @@ pub(crate) async fn further_streams(bystander: &Bystander) -> Result {
         tokio::time::timeout(Duration::from_millis(500), connection.open_bi()).await
     {
         let (mut send, mut recv) = opened?;
-        send.write_all(&[0]).await?;
+        send.write_all(&dial).await?;
         let (reason, _) = refusal(&mut recv).await?;
-        ensure!(reason == Reason::Unsupported, "{reason}");
+        ensure!(reason == Reason::NotAllowed, "{reason}");
         held.push((send, recv));
         ensure!(
             held.len() < STREAMS_MAX,
@@ -217,7 +226,7 @@ pub(crate) async fn further_streams(bystander: &Bystander) -> Result {
     bystander.check().await?;
     drop(held);
     let (_send, mut recv) = ask(&connection, &dial).await?;
-    ensure!(refusal(&mut recv).await?.0 == Reason::Unsupported);
+    ensure!(refusal(&mut recv).await?.0 == Reason::NotAllowed);
     // Proxies talk to each other in datagrams; an agent's are not read, and the last few of them kept.
     for _ in 0..2_000 {
         connection.send_datagram(vec![b'x'; 1000].into())?;

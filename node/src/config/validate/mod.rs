@@ -3,6 +3,7 @@
 mod agent;
 mod checker;
 mod credentials;
+mod grants;
 mod ingress;
 mod proxy;
 mod quic;
@@ -70,22 +71,23 @@ fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
     let of_proxy = [
         ("proxy", "[proxy]", shape.proxy.is_some()),
         ("ingress", "[[ingress]]", shape.ingress.is_some()),
+        ("grant", "[[grant]]", shape.grant.is_some()),
     ];
     let of_agent = [
         ("agent", "[agent]", shape.agent.is_some()),
         ("service", "[[service]]", shape.service.is_some()),
     ];
-    let present = |sections: [(&str, &str, bool); 2]| sections.iter().any(|(_, _, is)| *is);
+    let present = |sections: &[(&str, &str, bool)]| sections.iter().any(|(_, _, is)| *is);
     let (for_proxy, for_agent) = match role {
         Some(role @ Role::Proxy) => {
-            foreign(check, of_agent, Role::Agent, role);
+            foreign(check, &of_agent, Role::Agent, role);
             (true, false)
         }
         Some(role @ Role::Agent) => {
-            foreign(check, of_proxy, Role::Proxy, role);
+            foreign(check, &of_proxy, Role::Proxy, role);
             (false, true)
         }
-        None => (present(of_proxy), present(of_agent)),
+        None => (present(&of_proxy), present(&of_agent)),
     };
     let cluster = common.as_ref().map(|common| common.cluster.clone());
     let proxy = for_proxy
@@ -114,9 +116,9 @@ fn role(check: &mut Checker<'_>, shape: &Shape) -> Option<Role> {
 }
 
 /// Sections of the other role are errors, since they would have no effect.
-fn foreign(check: &mut Checker<'_>, sections: [(&str, &str, bool); 2], of: Role, role: Role) {
+fn foreign(check: &mut Checker<'_>, sections: &[(&str, &str, bool)], of: Role, role: Role) {
     for (key, section, present) in sections {
-        if present {
+        if *present {
             check.error(
                 key,
                 format!("{section} is for role {of}, and this node's role is {role}"),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mesh_proto::grant::Grant;
 use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
 
 use super::Listeners;
@@ -34,6 +35,7 @@ pub(super) struct ProxyPart {
     agent_connection_count: Option<u32>,
     state_dir: Option<PathBuf>,
     ingresses: Vec<IngressConfig>,
+    grants: Vec<Grant>,
 }
 
 impl ProxyPart {
@@ -54,6 +56,7 @@ impl ProxyPart {
             agent_connection_count: self.agent_connection_count,
             state_dir: self.state_dir,
             ingresses: self.ingresses,
+            grants: self.grants,
         }
     }
 }
@@ -153,6 +156,7 @@ pub(super) fn proxy(
         }
         Some(text) => Some(Some(check.path("proxy.state_dir", &text.0))),
     };
+    let grants = super::grants::grants(check, shape.grant.as_deref().unwrap_or_default());
 
     let entries = shape.ingress.as_deref().unwrap_or_default();
     if entries.len() > INGRESSES_MAX {
@@ -186,6 +190,7 @@ pub(super) fn proxy(
         agent_connection_count: agent_connection_count?,
         state_dir: state_dir?,
         ingresses: ingresses.into_iter().collect::<Option<_>>()?,
+        grants: grants?,
     })
 }
 
