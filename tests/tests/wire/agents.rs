@@ -291,13 +291,13 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
     cases.push((
         "a control stream",
         encoded(&control())?,
-        "a user may dial, and nothing else",
+        "a dial may be asked for, and nothing else",
     ));
     let routes = Open::Routes(OpenRoutes::default());
     cases.push((
         "routes",
         encoded(&routes)?,
-        "a user may dial, and nothing else",
+        "a dial may be asked for, and nothing else",
     ));
     cases.push((
         "no agent",
