@@ -5,10 +5,13 @@ use std::sync::Arc;
 use mesh_proto::grant::{May, Policy};
 use mesh_proto::name::NodeName;
 use mesh_proto::principal::Principal;
+use mesh_proto::refusal::Reason;
+use mesh_proto::wire::{Open, Refused};
 use quinn::{RecvStream, SendStream};
 
 use super::Shared;
 use super::inbound::Inbound;
+use super::router::Reach;
 use crate::config::QuicConfig;
 use crate::hooks::DialInfo;
 use crate::quic::transport::STREAMS_BEFORE_HELLO;
@@ -47,12 +50,26 @@ pub(super) async fn serve_agent(
     send: SendStream,
     recv: RecvStream,
 ) {
-    let cut = shared.cut.clone();
     // Who it is, is in the certificate; what the frame claims is of no interest.
     let principal = Principal::Agent(agent);
     let inbound = Inbound::new(&shared, principal.to_string(), send, recv);
-    cut.run_until_cancelled(inbound.serve_dial(&shared, principal))
-        .await;
+    let served = async {
+        let Some((inbound, open)) = inbound.open(&shared).await else {
+            return;
+        };
+        match open {
+            Open::Dial(dial) => {
+                inbound.dial(&shared, dial, principal, Reach::Mesh).await;
+            }
+            Open::Control(_) | Open::Routes(_) | Open::Find(_) => {
+                let what = "beside its one control stream, an agent may dial, and nothing else";
+                inbound
+                    .refuse(Refused::new(Reason::Unsupported, what))
+                    .await;
+            }
+        }
+    };
+    shared.cut.run_until_cancelled(served).await;
 }
 
 #[cfg(test)]

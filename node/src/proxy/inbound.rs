@@ -70,22 +70,6 @@ impl Inbound {
         None
     }
 
-    /// Serves one of those who may ask for dials and nothing else, from the request to its end.
-    pub(super) async fn serve_dial(self, shared: &Arc<Shared>, principal: Principal) {
-        let Some((inbound, open)) = self.open(shared).await else {
-            return;
-        };
-        match open {
-            Open::Dial(dial) => inbound.dial(shared, dial, principal, Reach::Mesh).await,
-            Open::Control(_) | Open::Routes(_) | Open::Find(_) => {
-                let what = "on this stream, a dial may be asked for, and nothing else";
-                inbound
-                    .refuse(Refused::new(Reason::Unsupported, what))
-                    .await;
-            }
-        }
-    }
-
     /// Answers that it is not done, and why.
     pub(super) async fn refuse(mut self, refused: Refused) {
         if let Ok(answer) = frames::encode(&Answer::Refused(refused))

@@ -9,9 +9,9 @@ use certs::{Identity, Kind};
 use mesh_proto::close::CloseCode;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{Answer, Open, OpenControl, Refused};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError};
 
-use super::held::Held;
+use super::held::{Control, Held};
 use super::{CLOSE_GRACE, Shared};
 use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::frames::{self, FrameReader};
@@ -236,9 +236,9 @@ pub(super) async fn attempt(
 }
 
 /// Waits for a sign that the proxy has accepted this user's certificate. There is no hello for
-/// users; a proxy answers a control stream all the same, if only to refuse it as unsupported, and
-/// it answers nobody whom it did not accept.
-async fn accepted(connection: &Connection) -> Result<(SendStream, RecvStream), ConnectError> {
+/// users; a proxy answers a control stream all the same, an older one with the refusal that it does
+/// not support it, and it answers nobody whom it did not accept.
+async fn accepted(connection: &Connection) -> Result<Control, ConnectError> {
     let protocol = |error: &dyn std::fmt::Display| ConnectError::Protocol(error.to_string());
     let (mut send, mut recv) = connection
         .open_bi()
@@ -248,7 +248,8 @@ async fn accepted(connection: &Connection) -> Result<(SendStream, RecvStream), C
         frames::encode(&Open::Control(OpenControl::default())).map_err(|error| protocol(&error))?;
     // A refusal may overtake the rest of what is sent: its answer is what counts.
     let _ = send.write_all(&open).await;
-    let answer = FrameReader::default()
+    let mut reader = FrameReader::default();
+    let answer = reader
         .next::<Answer>(&mut recv)
         .await
         .map_err(|error| protocol(&error))?;
@@ -258,6 +259,6 @@ async fn accepted(connection: &Connection) -> Result<(SendStream, RecvStream), C
             message,
             ..
         }) => Err(ConnectError::Refused(format!("{reason}: {message}"))),
-        Answer::Opened(_) | Answer::Refused(_) => Ok((send, recv)),
+        Answer::Opened(_) | Answer::Refused(_) => Ok(Control::new(send, recv, reader)),
     }
 }

@@ -85,7 +85,7 @@ pub struct Failure {
 /// Why a connection is left while it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// The proxy refuses new streams, because it is about to leave.
+    /// The proxy is about to leave: it has said so, or refuses new streams.
     Draining,
     /// Nothing comes back from it.
     Silent,
@@ -105,7 +105,7 @@ impl Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Draining => "takes no new streams: it is about to leave",
+            Self::Draining => "is about to leave",
             Self::Silent => "has fallen silent",
         })
     }

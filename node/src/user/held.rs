@@ -6,15 +6,51 @@ use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
 use mesh_proto::name::NodeName;
+use mesh_proto::wire::ProxyFrame;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::CLOSE_GRACE;
 use super::event::Why;
+use crate::quic::frames::FrameReader;
 
 /// A connection that was heard of within this time is taken to be alive.
 const FRESH: Duration = Duration::from_secs(2);
+
+/// The stream by which the proxy showed that it accepts this user, and tells when it is about to
+/// leave.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// A proxy that keeps it open must not see it reset.
+    _send: SendStream,
+    recv: RecvStream,
+    reader: FrameReader,
+}
+
+impl Control {
+    /// Its answer has been read.
+    pub(super) fn new(send: SendStream, recv: RecvStream, mut reader: FrameReader) -> Self {
+        reader.converse();
+        Self {
+            _send: send,
+            recv,
+            reader,
+        }
+    }
+
+    /// Completes when the proxy tells that it is about to leave. May be dropped at any time. An older
+    /// proxy has refused this stream, and refuses dials when it leaves.
+    pub(super) async fn draining(&mut self) {
+        loop {
+            match self.reader.next::<ProxyFrame>(&mut self.recv).await {
+                Ok(ProxyFrame::Draining(_)) => return,
+                Ok(ProxyFrame::Hello(_) | ProxyFrame::Released(_) | ProxyFrame::Members(_)) => {}
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+}
 
 /// A connection that the proxy has accepted. The endpoint under it serves it alone.
 #[derive(Debug)]
@@ -24,9 +60,8 @@ pub(super) struct Held {
     pub(super) proxy: NodeName,
     pub(super) remote: SocketAddr,
     endpoint: Endpoint,
-    /// The stream by which the proxy showed that it accepts this user; a proxy that keeps it open
-    /// must not see it reset.
-    _control: (SendStream, RecvStream),
+    /// For whoever keeps the connection, once.
+    control: Mutex<Option<Control>>,
     uses: watch::Sender<usize>,
     leave: watch::Sender<Option<Why>>,
     heard: Mutex<Instant>,
@@ -37,7 +72,7 @@ impl Held {
         id: u64,
         (endpoint, connection): (Endpoint, Connection),
         (proxy, remote): (NodeName, SocketAddr),
-        control: (SendStream, RecvStream),
+        control: Control,
     ) -> Self {
         Self {
             id,
@@ -45,7 +80,7 @@ impl Held {
             proxy,
             remote,
             endpoint,
-            _control: control,
+            control: Mutex::new(Some(control)),
             uses: watch::Sender::new(0),
             leave: watch::Sender::new(None),
             heard: Mutex::new(Instant::now()),
@@ -67,6 +102,14 @@ impl Held {
                 .unwrap_or_else(PoisonError::into_inner)
                 .elapsed()
                 < FRESH
+    }
+
+    /// The control stream, for the first who asks.
+    pub(super) fn take_control(&self) -> Option<Control> {
+        self.control
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Packets that have come so far.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::candidates::Candidates;
 use super::connect::ConnectErrorKind;
 use super::event::{Event, Failure, Why};
-use super::held::Held;
+use super::held::{Control, Held};
 use super::{CLOSE_GRACE, GaveUp, Shared, State, race};
 use crate::tasks::Tasks;
 
@@ -77,11 +77,13 @@ impl Keeper {
             };
             self.adopt(&held);
             let since = Instant::now();
+            let mut control = held.take_control();
             let left = loop {
                 tokio::select! {
                     biased;
                     error = held.connection.closed() => break Err(error),
                     why = held.asked_to_leave() => break Ok(why),
+                    () = draining(control.as_mut()) => held.leave(Why::Draining),
                     () = self.tasks.reap() => {}
                 }
             };
@@ -218,6 +220,13 @@ impl Keeper {
                 .map_err(|error| error.to_string()),
             None => Ok(()),
         }
+    }
+}
+
+async fn draining(control: Option<&mut Control>) {
+    match control {
+        Some(control) => control.draining().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -91,7 +91,21 @@ async fn fleet(
     world: &mut World,
     proxies: usize,
 ) -> Result<(Vec<NodeId>, NodeId, Running, HostId)> {
-    let proxies = world.start_proxies(proxies).await?;
+    fleet_of(world, proxies, Duration::ZERO).await
+}
+
+/// The same, of proxies that serve for so long when they are asked to leave.
+async fn fleet_of(
+    world: &mut World,
+    proxies: usize,
+    drain_notice: Duration,
+) -> Result<(Vec<NodeId>, NodeId, Running, HostId)> {
+    let proxies = world
+        .start_proxies_with(proxies, |_, plan| {
+            plan.config.drain_notice = drain_notice;
+            Ok(())
+        })
+        .await?;
     let target = world.net().add_host("services");
     let echo = world.serve(target, 7, Service::Echo)?;
     let agents = world
@@ -347,4 +361,51 @@ fn an_agent_that_leaves_does_not_send_the_user_around() -> Result {
         user.stop().await;
         Ok(())
     })
+}
+
+/// A proxy tells its users in its notice that it is about to leave, so that they have gone before it
+/// refuses anything; with nowhere to go, they stay for as long as it serves.
+#[test]
+fn users_go_while_their_proxy_still_serves() -> Result {
+    run(
+        "users_go_while_their_proxy_still_serves",
+        1,
+        async |world| {
+            let (proxies, _, echo, host) = fleet_of(world, 2, 5 * SECOND).await?;
+            let forward = format!("0:a-1/{}", echo.address);
+            let user = User::start(world, host, addresses(world, &proxies), &forward)?;
+            user.echoes(b"here").await?;
+            ensure!(user.proxy() == "proxy-1");
+            let left = tokio::spawn(world.leave(proxies[0])?);
+            world
+                .within(SECOND, "the user is elsewhere", |_| {
+                    user.proxy() == "proxy-2"
+                })
+                .await?;
+            let moved = |event: &Event| {
+                matches!(
+                    event,
+                    Event::Moved {
+                        why: Why::Draining,
+                        ..
+                    }
+                )
+            };
+            ensure!(user.count(moved) == 1);
+            user.echoes(b"there").await?;
+            ensure!(left.await? == 0);
+
+            let started = world.elapsed();
+            let left = tokio::spawn(world.leave(proxies[1])?);
+            while world.elapsed() - started < 4 * SECOND {
+                user.echoes(b"still there").await?;
+                tokio::time::sleep(100 * MS).await;
+            }
+            ensure!(user.proxy() == "proxy-2" && user.count(moved) == 1);
+            ensure!(user.count(|event| matches!(event, Event::Refused { .. })) == 0);
+            left.await?;
+            user.stop().await;
+            Ok(())
+        },
+    )
 }

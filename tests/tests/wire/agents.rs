@@ -286,18 +286,23 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
     let credentials = bystander.pair.pki.issue(Kind::User, "eve")?;
     let raw = quic::connect(bystander.quic_addr()?, &credentials, ALPN_USER).await?;
     let good = encoded(&dial("a1", &bystander.echo.rule())?)?;
+    let (_control, mut told) = ask(&raw.connection, &encoded(&control())?).await?;
+    ensure!(matches!(
+        quic::read::<Answer>(&mut told).await?,
+        Answer::Opened(_)
+    ));
 
     let mut cases = malformed(0x0002, &good);
     cases.push((
-        "a control stream",
+        "a second control stream",
         encoded(&control())?,
-        "a dial may be asked for, and nothing else",
+        "has a control stream already",
     ));
     let routes = Open::Routes(OpenRoutes::default());
     cases.push((
         "routes",
         encoded(&routes)?,
-        "a dial may be asked for, and nothing else",
+        "a user may dial, and nothing else",
     ));
     cases.push((
         "no agent",
@@ -313,7 +318,9 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
         let (_send, mut recv) = ask(&raw.connection, &bytes).await?;
         let (reason, message) = refusal(&mut recv).await.context(what)?;
         let expected = match what {
-            "an unknown frame" | "an answer" | "a control stream" | "routes" => Reason::Unsupported,
+            "an unknown frame" | "an answer" | "a second control stream" | "routes" => {
+                Reason::Unsupported
+            }
             "no agent" => Reason::NoAgent,
             "a target that is refused" => Reason::NotAllowed,
             _ => Reason::Internal,
