@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -23,6 +24,10 @@ use crate::services::{Service, pattern};
 /// Size of the pieces that bodies are made in.
 const PIECE_BYTES: u64 = 256 << 10;
 
+/// What `/slow` sends at a time, and how often.
+const SLOW_BYTES: u64 = 16 << 10;
+const SLOW_PACE: Duration = Duration::from_millis(100);
+
 /// What the target of an upgrade sends: a WebSocket text frame with `hello`, and an orderly close.
 pub const UPGRADED_BYTES: &[u8] = b"\x81\x05hello\x88\x02\x03\xe8";
 
@@ -35,6 +40,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// | `/source/N` | N bytes of [`pattern`], with a length |
 /// | `/chunked/N` | the same in chunks, without one |
 /// | `/endless` | chunks without end |
+/// | `/slow/N` | N bytes of it, with a length, 16 KiB every 100 ms |
 /// | `/sink` | `BYTES SHA256` of the request's body |
 /// | `/upgrade` | switches to WebSocket, and sends [`UPGRADED_BYTES`] |
 /// | any other | what arrived, as JSON: method, path, headers (lists by name), `body_bytes` |
@@ -88,6 +94,11 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
             response.headers_mut().insert(CONTENT_LENGTH, size.into());
             response
         }
+        Some("slow") => {
+            let mut response = Response::new(slow(size));
+            response.headers_mut().insert(CONTENT_LENGTH, size.into());
+            response
+        }
         Some("chunked") => Response::new(source(size)),
         Some("endless") => Response::new(source(u64::MAX)),
         Some("sink") => sink(request).await,
@@ -99,6 +110,19 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
 fn source(bytes: u64) -> Body {
     let frames = pieces(bytes).map(|piece| Ok(Frame::data(Bytes::from(piece))));
     StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+fn slow(bytes: u64) -> Body {
+    let frames = stream::unfold(0, move |offset| async move {
+        if offset >= bytes {
+            return None;
+        }
+        tokio::time::sleep(SLOW_PACE).await;
+        let length = (bytes - offset).min(SLOW_BYTES);
+        let piece = pattern(offset, usize::try_from(length).unwrap_or(0));
+        Some((Ok(Frame::data(Bytes::from(piece))), offset + length))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 fn text(status: StatusCode, text: String) -> Response<Body> {

@@ -1,23 +1,134 @@
 //! Proxies are replaced under load, and one is killed.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use mesh_tests::{Result, http, web};
+use mesh_tests::{Result, http, probe, web};
+use tokio::task::JoinSet;
 
 use crate::site::Site;
 
-const AGENTS: usize = 4;
+const AGENTS: usize = 20;
 
-/// Every proxy of three is replaced by one of a new generation, one after the other, while short
-/// requests come through those that are ready, as through a balancer that heeds `/readyz`: none
-/// fails.
+/// What a long download takes: six seconds. `drain_deadline` is longer.
+const DOWNLOAD_BYTES: usize = 60 * (16 << 10);
+
+/// What has been sent, and what became of it.
+#[derive(Default)]
+struct Tally {
+    over: AtomicBool,
+    requests: AtomicUsize,
+    downloads: AtomicUsize,
+    failed: Mutex<Vec<String>>,
+}
+
+impl Tally {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Vec<String>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, what: String) {
+        self.failures().push(what);
+    }
+}
+
+/// A proxy, as a balancer sees it.
+#[derive(Clone, Copy)]
+struct Backend {
+    http: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Backend {
+    async fn is_ready(&self) -> bool {
+        http::get(self.admin, "/readyz")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// Gets `bytes` bytes, which must all come; `None` when they did.
+    async fn get(
+        &self,
+        agent: usize,
+        target: SocketAddr,
+        how: &str,
+        bytes: usize,
+    ) -> Option<String> {
+        let path = format!("/client/a{agent}/http/{target}/{how}/{bytes}");
+        let why = match http::get(self.http, &path).await {
+            Ok(answer) if answer.status == 200 && answer.body.len() == bytes => return None,
+            Ok(answer) => format!("{} {}", answer.status, answer.text()),
+            Err(error) => format!("{error:#}"),
+        };
+        Some(format!("{how} of a{agent} through {}: {why}", self.http))
+    }
+
+    /// Short requests to all agents, one after the other.
+    async fn short_requests(self, target: SocketAddr, tally: Arc<Tally>) {
+        while !tally.is_over() {
+            if self.is_ready().await {
+                for agent in 1..=AGENTS {
+                    tally.requests.fetch_add(1, Ordering::AcqRel);
+                    if let Some(failure) = self.get(agent, target, "source", 1000).await {
+                        tally.fail(failure);
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Long downloads, one a second.
+    async fn downloads(self, target: SocketAddr, tally: Arc<Tally>) {
+        let mut running = JoinSet::new();
+        for agent in (1..=AGENTS).cycle() {
+            if tally.is_over() {
+                break;
+            }
+            if self.is_ready().await {
+                let tally = tally.clone();
+                running.spawn(async move {
+                    let outcome = self.get(agent, target, "slow", DOWNLOAD_BYTES).await;
+                    tally.downloads.fetch_add(1, Ordering::AcqRel);
+                    if let Some(failure) = outcome {
+                        tally.fail(failure);
+                    }
+                });
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        running.join_all().await;
+    }
+
+    /// The highest number of agents' connections that the proxy has told.
+    async fn most_sessions(self, tally: Arc<Tally>) -> Result<f64> {
+        let mut most: f64 = 0.0;
+        while !tally.is_over() {
+            // While it is replaced, nobody answers.
+            if let Ok(answer) = http::get(self.admin, "/metrics").await {
+                let metrics = probe::Metrics::parse(&answer.text())?;
+                most = most.max(metrics.get("mesh_proxy_agents")?);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(most)
+    }
+}
+
+/// Every proxy of three is replaced by one of a new generation, one after the other, twice, under
+/// short requests and long downloads through those that are ready, as through a balancer that heeds
+/// `/readyz`: none fails, and no agent has more than one connection to a proxy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rolling_upgrade_loses_nothing() -> Result {
     let mut site = Site::new(3, AGENTS)?;
-    let drain = "drain_notice = \"1s\"\ndrain_deadline = \"15s\"\n";
+    let drain = "drain_notice = \"1s\"\ndrain_deadline = \"30s\"\n";
     for index in 0..3 {
         site.start_proxy(index, 1, drain)?;
     }
@@ -28,48 +139,18 @@ async fn rolling_upgrade_loses_nothing() -> Result {
         site.until_ok(index)?;
     }
     let target = web::start().await?;
-    let addresses: Vec<_> = site
-        .proxies
-        .iter()
-        .map(|proxy| (proxy.http, proxy.admin))
-        .collect();
-    let over = Arc::new(AtomicBool::new(false));
-    let sent = Arc::new(AtomicUsize::new(0));
-    let load = {
-        let (over, sent, target) = (over.clone(), sent.clone(), target.addr);
-        tokio::spawn(async move {
-            let mut failed = Vec::new();
-            while !over.load(Ordering::Acquire) {
-                for (ingress, admin) in &addresses {
-                    if !http::get(*admin, "/readyz")
-                        .await
-                        .is_ok_and(|answer| answer.status == 200)
-                    {
-                        continue;
-                    }
-                    for agent in 1..=AGENTS {
-                        let path = format!("/client/a{agent}/http/{target}/source/1000");
-                        let number = sent.fetch_add(1, Ordering::AcqRel);
-                        match http::get(*ingress, &path).await {
-                            Ok(answer) if answer.status == 200 && answer.body.len() == 1000 => {}
-                            Ok(answer) => failed.push(format!(
-                                "{number}: a{agent} through {ingress}: {} {}",
-                                answer.status,
-                                answer.text()
-                            )),
-                            Err(error) => {
-                                failed.push(format!(
-                                    "{number}: a{agent} through {ingress}: {error:#}"
-                                ));
-                            }
-                        }
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            failed
-        })
-    };
+    let tally = Arc::new(Tally::default());
+    let mut load = JoinSet::new();
+    let mut sessions = JoinSet::new();
+    for proxy in &site.proxies {
+        let backend = Backend {
+            http: proxy.http,
+            admin: proxy.admin,
+        };
+        load.spawn(backend.short_requests(target.addr, tally.clone()));
+        load.spawn(backend.downloads(target.addr, tally.clone()));
+        sessions.spawn(backend.most_sessions(tally.clone()));
+    }
     for generation in 2..=3 {
         for index in 0..3 {
             let url = site.proxies[index].url();
@@ -80,15 +161,28 @@ async fn rolling_upgrade_loses_nothing() -> Result {
             site.until_status(index, |status| status.contains(" is serving"))?;
         }
     }
-    over.store(true, Ordering::Release);
-    let failed = load.await?;
-    let sent = sent.load(Ordering::Acquire);
+    tally.over.store(true, Ordering::Release);
+    load.join_all().await;
+    let requests = tally.requests.load(Ordering::Acquire);
+    let downloads = tally.downloads.load(Ordering::Acquire);
+    let failed = tally.failures().clone();
     ensure!(
         failed.is_empty(),
-        "{} of {sent} failed: {failed:#?}",
+        "{} of {requests} requests and {downloads} downloads failed: {failed:#?}",
         failed.len()
     );
-    ensure!(sent > 100, "only {sent} requests were sent");
+    ensure!(
+        requests > 500 && downloads > 30,
+        "only {requests} requests and {downloads} downloads"
+    );
+    while let Some(most) = sessions.join_next().await {
+        let most = most??;
+        // Half of the agents hold every proxy.
+        ensure!(
+            most >= AGENTS as f64 / 2.0 && most <= AGENTS as f64,
+            "a proxy had {most} connections of {AGENTS} agents"
+        );
+    }
     Ok(())
 }
 
