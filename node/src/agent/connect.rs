@@ -18,7 +18,7 @@ use super::metrics::ConnectResult;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
 use crate::quic::frames::{self, FrameReader};
-use crate::quic::transport;
+use crate::quic::{identity, transport};
 
 /// Addresses of one name that are tried in one attempt.
 const ADDRESSES_MAX: usize = 16;
@@ -119,13 +119,7 @@ impl ConnectError {
     fn of(remote: SocketAddr, timeout: Duration, error: ConnectionError) -> Self {
         match &error {
             ConnectionError::TimedOut => Self::Timeout { remote, timeout },
-            // A crypto error is a TLS alert, ours or theirs (RFC 9001, section 4.8).
-            ConnectionError::TransportError(transport) if is_crypto(u64::from(transport.code)) => {
-                Self::Untrusted { remote, error }
-            }
-            ConnectionError::ConnectionClosed(close) if is_crypto(u64::from(close.error_code)) => {
-                Self::Untrusted { remote, error }
-            }
+            ended if identity::is_untrusted(ended) => Self::Untrusted { remote, error },
             ConnectionError::ConnectionClosed(close)
                 if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
             {
@@ -133,11 +127,6 @@ impl ConnectError {
                     remote,
                     error: error.to_string(),
                 }
-            }
-            ConnectionError::ApplicationClosed(close)
-                if close.error_code == CloseCode::WrongKind.code().into() =>
-            {
-                Self::Untrusted { remote, error }
             }
             ConnectionError::ApplicationClosed(close)
                 if close.error_code == CloseCode::Draining.code().into()
@@ -158,10 +147,6 @@ impl ConnectError {
             | ConnectionError::CidsExhausted => Self::Connection { remote, error },
         }
     }
-}
-
-fn is_crypto(code: u64) -> bool {
-    (0x100..0x200).contains(&code)
 }
 
 /// Tries the addresses of `address` in the resolver's order, each from a socket of its own.

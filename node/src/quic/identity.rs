@@ -1,7 +1,9 @@
 //! Who is on the other side of a connection, and whether that kind may speak that protocol.
 
 use certs::{Identity, Kind};
+use mesh_proto::close::CloseCode;
 use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER};
+use quinn::ConnectionError;
 use quinn::crypto::rustls::HandshakeData;
 use rustls_pki_types::CertificateDer;
 
@@ -36,6 +38,24 @@ pub enum IdentityError {
         /// Who it should be.
         wanted: Kind,
     },
+}
+
+/// Whether a connection has ended because one side does not trust the other's certificate: by a TLS
+/// alert, ours or theirs (RFC 9001, section 4.8), or as the wrong kind behind the handshake.
+pub(crate) fn is_untrusted(error: &ConnectionError) -> bool {
+    const CRYPTO: std::ops::Range<u64> = 0x100..0x200;
+    match error {
+        ConnectionError::TransportError(error) => CRYPTO.contains(&error.code.into()),
+        ConnectionError::ConnectionClosed(close) => CRYPTO.contains(&close.error_code.into()),
+        ConnectionError::ApplicationClosed(close) => {
+            close.error_code == CloseCode::WrongKind.code().into()
+        }
+        ConnectionError::VersionMismatch
+        | ConnectionError::Reset
+        | ConnectionError::TimedOut
+        | ConnectionError::LocallyClosed
+        | ConnectionError::CidsExhausted => false,
+    }
 }
 
 /// Reads the purpose of an established connection.

@@ -118,30 +118,29 @@ impl ConnectError {
     }
 
     fn of(shared: &Shared, error: ConnectionError) -> Self {
-        let untrusted = |error: &ConnectionError| Self::Untrusted {
-            identity: shared.config.credentials.identity().clone(),
-            error: error.to_string(),
-        };
         match &error {
             ConnectionError::TimedOut => Self::Timeout {
                 timeout: shared.config.quic.handshake_timeout,
             },
-            // A crypto error is a TLS alert, ours or theirs (RFC 9001, section 4.8).
-            ConnectionError::TransportError(transport) if is_crypto(transport.code.into()) => {
-                untrusted(&error)
+            ConnectionError::ConnectionClosed(close)
+                if u64::from(close.error_code) == NO_APPLICATION_PROTOCOL =>
+            {
+                Self::ServesNoUsers
             }
-            ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
-                NO_APPLICATION_PROTOCOL => Self::ServesNoUsers,
-                code if is_crypto(code) => untrusted(&error),
-                _ if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED => {
-                    Self::Refused(error.to_string())
-                }
-                _ => Self::Connection(error),
+            ended if identity::is_untrusted(ended) => Self::Untrusted {
+                identity: shared.config.credentials.identity().clone(),
+                error: error.to_string(),
             },
+            ConnectionError::ConnectionClosed(close) => {
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED {
+                    Self::Refused(error.to_string())
+                } else {
+                    Self::Connection(error)
+                }
+            }
             ConnectionError::ApplicationClosed(close) => {
                 let code = u32::try_from(close.error_code.into_inner()).ok();
                 match code.and_then(CloseCode::from_code) {
-                    Some(CloseCode::WrongKind) => untrusted(&error),
                     Some(CloseCode::Draining | CloseCode::Overloaded) => {
                         Self::Refused(error.to_string())
                     }
@@ -149,6 +148,7 @@ impl ConnectError {
                         CloseCode::Done
                         | CloseCode::ProtocolError
                         | CloseCode::HandshakeTimeout
+                        | CloseCode::WrongKind
                         | CloseCode::Left
                         | CloseCode::Superseded
                         | CloseCode::Internal,
@@ -163,10 +163,6 @@ impl ConnectError {
             | ConnectionError::CidsExhausted => Self::Connection(error),
         }
     }
-}
-
-fn is_crypto(code: u64) -> bool {
-    (0x100..0x200).contains(&code)
 }
 
 /// Connects to `remote`; `id` tells this connection from all others of the client.

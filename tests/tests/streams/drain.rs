@@ -114,7 +114,7 @@ async fn drain_lets_a_download_end() -> Result {
 /// What still runs at the deadline is cut and counted, and its reader sees an error: whichever of
 /// the two nodes leaves.
 #[tokio::test]
-async fn drain_deadline_cuts_and_counts() -> Result {
+async fn the_deadline_of_a_drain_cuts_and_counts() -> Result {
     for proxy_leaves in [true, false] {
         let endless = endless().await?;
         let ingress = tcp_ingress("a1", &endless.rule())?;

@@ -12,6 +12,7 @@
 mod handshakes;
 mod hooks;
 mod names;
+mod peers;
 mod resumption;
 mod support;
 mod targets;

@@ -14,7 +14,7 @@ use super::super::{Shared, routing};
 use super::hello::{Control, PeerError};
 use super::links::Joined;
 use super::streams;
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{self, FrameReader};
 use crate::tasks::Tasks;
 
 /// How long a superfluous connection is kept at least, so that both sides know the other one.
@@ -221,7 +221,7 @@ async fn listen(
                     shared.mesh.taken_for_dead(taken.epoch, taken.revision);
                 }
                 Ok(PeerFrame::Hello(_)) => return PeerError::Protocol("it said hello twice"),
-                Err(error) => return ended(connection, error),
+                Err(error) => return PeerError::from(error).or_end_of(connection),
             },
             datagram = connection.read_datagram() => match datagram {
                 Ok(datagram) => gossip(shared, link, &datagram),
@@ -235,14 +235,6 @@ async fn listen(
             () = tasks.reap() => {}
             () = tokio::time::sleep(SUPERFLUOUS_FOR), if superfluous_since.is_some() => {}
         }
-    }
-}
-
-/// A closing connection ends its streams first.
-fn ended(connection: &Connection, error: FrameError) -> PeerError {
-    match connection.close_reason() {
-        Some(reason) => reason.into(),
-        None => error.into(),
     }
 }
 

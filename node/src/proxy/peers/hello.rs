@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_proto::close::CloseCode;
 use mesh_proto::name::NodeName;
 use mesh_proto::wire::{
     Answer, Open, OpenControl, Opened, PeerFrame, PeerHello, Profile, Refused, WireError,
 };
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{ApplicationClose, Connection, ConnectionError, RecvStream, SendStream};
 
 use super::super::Shared;
 use crate::quic::endpoint::EndpointError;
@@ -45,10 +46,14 @@ pub(in crate::proxy) enum PeerError {
     Protocol(&'static str),
     #[error("it refused: {0}")]
     Refused(String),
+    #[error(
+        "this proxy and whoever is there do not trust each other ({0}); check both certificates with `node certs show`: the same cluster, the same authority, kind proxy, not expired"
+    )]
+    Untrusted(ConnectionError),
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
     #[error(transparent)]
-    Connection(#[from] ConnectionError),
+    Connection(ConnectionError),
     #[error("cannot be dialled: {0}")]
     Connect(#[from] quinn::ConnectError),
     #[error(transparent)]
@@ -62,17 +67,44 @@ pub(in crate::proxy) enum PeerError {
 }
 
 impl PeerError {
+    /// A closing connection ends its streams first, and its own end says more than theirs.
+    pub(super) fn or_end_of(self, connection: &Connection) -> Self {
+        match (&self, connection.close_reason()) {
+            (
+                Self::Frame(FrameError::Read(_) | FrameError::Ended | FrameError::Truncated)
+                | Self::Write(_),
+                Some(reason),
+            ) => reason.into(),
+            (_, _) => self,
+        }
+    }
+
     /// Whether this is how connections end that were in order, or are not needed.
     pub(super) fn is_end(&self) -> bool {
+        const ORDERLY: [CloseCode; 3] =
+            [CloseCode::Superseded, CloseCode::Draining, CloseCode::Done];
+        let is_orderly = |close: &ApplicationClose| {
+            ORDERLY
+                .iter()
+                .any(|code| close.error_code == code.code().into())
+        };
         matches!(
             self,
             Self::Itself
                 | Self::Left
                 | Self::Superfluous
-                | Self::Connection(
-                    ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)
-                )
-        )
+                | Self::Connection(ConnectionError::LocallyClosed)
+        ) || matches!(self, Self::Connection(ConnectionError::ApplicationClosed(close)) if is_orderly(close))
+    }
+}
+
+impl From<ConnectionError> for PeerError {
+    fn from(error: ConnectionError) -> Self {
+        if identity::is_untrusted(&error) {
+            Self::Untrusted(error)
+        } else {
+            Self::Connection(error)
+        }
     }
 }
 

@@ -338,6 +338,7 @@ async fn connect(
     match hello::greet(shared, &connection).await {
         Ok((control, peer)) => Ok((connection, control, peer)),
         Err(error) => {
+            let error = error.or_end_of(&connection);
             close(shared, &connection, &error);
             Err(error)
         }

@@ -32,7 +32,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
         .unwrap_or(Err(PeerError::Timeout(timeout)));
     let error = match greeted {
         Ok((control, peer)) => converse::converse(&shared, &connection, control, peer, false).await,
-        Err(error) => error,
+        Err(error) => error.or_end_of(&connection),
     };
     let remote = connection.remote_address();
     if error.is_end() {

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo build --release
-//! cargo run --release -p mesh-benches --bin idle            # a minute; or --bin idle -- 300
+//! cargo run --release -p mesh-benches --bin cpu_when_idle            # a minute; or --bin cpu_when_idle -- 300
 //! ```
 //!
 //! Three proxies and an agent, real processes on loopback with the default timers. Prints a line of
