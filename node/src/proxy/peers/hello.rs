@@ -8,7 +8,7 @@ use mesh_proto::name::NodeName;
 use mesh_proto::wire::{
     Answer, Open, OpenControl, Opened, PeerFrame, PeerHello, Profile, Refused, WireError,
 };
-use quinn::{ApplicationClose, Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
 use super::super::Shared;
 use crate::quic::endpoint::EndpointError;
@@ -81,20 +81,28 @@ impl PeerError {
 
     /// Whether this is how connections end that were in order, or are not needed.
     pub(super) fn is_end(&self) -> bool {
-        const ORDERLY: [CloseCode; 3] =
-            [CloseCode::Superseded, CloseCode::Draining, CloseCode::Done];
-        let is_orderly = |close: &ApplicationClose| {
-            ORDERLY
-                .iter()
-                .any(|code| close.error_code == code.code().into())
-        };
         matches!(
             self,
             Self::Itself
                 | Self::Left
                 | Self::Superfluous
                 | Self::Connection(ConnectionError::LocallyClosed)
-        ) || matches!(self, Self::Connection(ConnectionError::ApplicationClosed(close)) if is_orderly(close))
+        ) || self.is_superseded()
+            || self.is_closed_as(CloseCode::Draining)
+            || self.is_closed_as(CloseCode::Done)
+    }
+
+    /// Whether the other side needs this connection no more, or never did.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.is_closed_as(CloseCode::Superseded)
+    }
+
+    fn is_closed_as(&self, code: CloseCode) -> bool {
+        matches!(
+            self,
+            Self::Connection(ConnectionError::ApplicationClosed(close))
+                if close.error_code == code.code().into()
+        )
     }
 }
 

@@ -340,6 +340,10 @@ async fn connect(
         Err(error) => {
             let error = error.or_end_of(&connection);
             close(shared, &connection, &error);
+            // The other end of the connection is this very process, and was quicker.
+            if proven == common.name && error.is_superseded() {
+                return Err(PeerError::Itself);
+            }
             Err(error)
         }
     }
