@@ -275,7 +275,7 @@ async fn survivors_serve_on_when_a_proxy_is_killed() -> Result {
     // Its reader saw the connection break; why, is in the access log of the proxy that served it.
     let log = site.proxies[1].process.as_ref().context("it runs")?.log();
     // `proxy.peers` names the proxy itself, too.
-    ensure!(!log.contains("itself"), "{log}");
+    ensure!(!log.contains("this proxy itself"), "{log}");
     let why = log.lines().find(|line| {
         line.contains("kind=\"http\"") && line.contains("agent=\"a2\"") && line.contains("/slow/")
     });
