@@ -47,6 +47,10 @@ impl Herd {
             .start_proxies_with(proxies, |index, plan| {
                 arrivals[index].watch(plan);
                 plan.config.reconnects_per_second = u32::try_from(budget)?;
+                // The herd that is watched is not asked to prove its addresses.
+                let quic = &mut plan.config.common.quic;
+                quic.handshakes_per_second =
+                    quic.handshakes_per_second.max(u32::try_from(2 * budget)?);
                 Ok(())
             })
             .await?;

@@ -1,5 +1,6 @@
 //! The proxies as a mesh: whichever one a user asks, every agent is reached.
 
+mod addresses;
 mod drain;
 mod membership;
 mod routes;
