@@ -36,6 +36,7 @@ mod dial;
 mod let_go;
 mod limits;
 mod member;
+mod oddity;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use let_go::LetGo;
 pub use limits::Limits;
 use member::Known;
 pub use member::{Member, MemberState};
+pub use oddity::{Oddities, Oddity, is_dialable, is_of_one_host};
 
 #[derive(Debug)]
 enum Link {
@@ -94,7 +96,8 @@ pub struct Pool {
     wanted: usize,
     /// When a proxy was told of for the first time.
     first_heard: Option<Time>,
-    ignored_members: u64,
+    /// Since they were taken last.
+    oddities: Oddities,
 }
 
 impl Pool {
@@ -128,7 +131,7 @@ impl Pool {
             view_changed: Time::ZERO,
             wanted: 0,
             first_heard: None,
-            ignored_members: 0,
+            oddities: Oddities::default(),
         }
     }
 
@@ -357,10 +360,9 @@ impl Pool {
         self.configured_failures.until()
     }
 
-    /// Members that were told of and not remembered, [`Limits::members_max`] being reached.
-    #[must_use]
-    pub fn ignored_members(&self) -> u64 {
-        self.ignored_members
+    /// What was told and not taken as it was, since this was asked last.
+    pub fn take_oddities(&mut self) -> Oddities {
+        std::mem::take(&mut self.oddities)
     }
 
     /// The tracker, to look at.
