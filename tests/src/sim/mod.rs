@@ -31,6 +31,7 @@
 //! | `datagram.rs`, `tcp.rs`, `tcp/connect.rs` | what sockets do |
 //! | `nat.rs`, `balancer.rs`, `dns.rs` | what stands between hosts |
 //! | `services.rs` | targets for agents |
+//! | `liar.rs` | proxies that say what a scenario wants |
 //! | `trace.rs` | what happened |
 //!
 //! Virtual time moves in steps of a millisecond, tokio's. A frozen host is one whose packets stand
@@ -40,6 +41,7 @@ mod balancer;
 mod control;
 mod datagram;
 mod dns;
+pub mod liar;
 mod link;
 mod nat;
 mod network;

@@ -55,12 +55,21 @@ impl Herd {
             })
             .await?;
         know_each_other(world).await;
-        let agents = world
-            .start_agents_with(size, |_, plan| {
-                plan.config.connection_count = Some(count);
-                Ok(())
-            })
-            .await?;
+        let mut agents = Vec::new();
+        while agents.len() < size {
+            if !agents.is_empty() {
+                // Proxies take no more than so many that have not proved their addresses at one time.
+                world.run_for(5 * SECOND).await;
+            }
+            let some = (size - agents.len()).min(1000);
+            let started = world
+                .start_agents_with(some, |_, plan| {
+                    plan.config.connection_count = Some(count);
+                    Ok(())
+                })
+                .await?;
+            agents.extend(started);
+        }
         let wanted = match count {
             0 => proxies.len(),
             count => usize::try_from(count)?,
@@ -72,7 +81,7 @@ impl Herd {
         for agent in &agents {
             dials += attempts(world, *agent)?;
         }
-        // All of a large herd come at once, and a few find nobody who has time for them.
+        // Of a large herd, a few find nobody who has time for them.
         let most = wanted * size + if size > 1000 { size / 100 } else { 0 };
         ensure!(dials <= most, "{dials} dials, and {most} would do");
         // By then proxies have told anew over how long agents shall spread.
