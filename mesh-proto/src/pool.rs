@@ -36,7 +36,6 @@ mod dial;
 mod let_go;
 mod limits;
 mod member;
-mod oddity;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
@@ -48,7 +47,6 @@ pub use let_go::LetGo;
 pub use limits::Limits;
 use member::Known;
 pub use member::{Member, MemberState};
-pub use oddity::{Oddities, Oddity, is_dialable, is_of_one_host};
 
 #[derive(Debug)]
 enum Link {
@@ -96,8 +94,7 @@ pub struct Pool {
     wanted: usize,
     /// When a proxy was told of for the first time.
     first_heard: Option<Time>,
-    /// Since they were taken last.
-    oddities: Oddities,
+    ignored_members: u64,
 }
 
 impl Pool {
@@ -131,7 +128,7 @@ impl Pool {
             view_changed: Time::ZERO,
             wanted: 0,
             first_heard: None,
-            oddities: Oddities::default(),
+            ignored_members: 0,
         }
     }
 
@@ -360,9 +357,10 @@ impl Pool {
         self.configured_failures.until()
     }
 
-    /// What was told and not taken as it was, since this was asked last.
-    pub fn take_oddities(&mut self) -> Oddities {
-        std::mem::take(&mut self.oddities)
+    /// Members that were told of and not remembered, [`Limits::members_max`] being reached.
+    #[must_use]
+    pub fn ignored_members(&self) -> u64 {
+        self.ignored_members
     }
 
     /// The tracker, to look at.

@@ -8,7 +8,6 @@ use crate::time::Time;
 use crate::tracker::{DEFAULT_TTL, LeaseId, Sighting};
 
 use super::backoff::Backoff;
-use super::oddity::{Oddity, is_dialable};
 use super::{Link, Pool, Reached, rendezvous};
 
 /// What proxies tell of a proxy.
@@ -98,14 +97,9 @@ impl Pool {
         if known.is_some_and(|known| known.epoch > member.epoch)
             || link.is_some_and(|link| link.reached.epoch > member.epoch)
         {
-            self.oddities.note(Oddity::OlderStart);
             return false;
         }
         match member.state {
-            MemberState::Alive if member.ttl.is_some_and(|ttl| ttl.is_zero()) => {
-                self.oddities.note(Oddity::NoTtl);
-                return false;
-            }
             MemberState::Alive => {}
             MemberState::Draining | MemberState::Gone => {
                 return self.member_leaves(now, &member);
@@ -125,12 +119,11 @@ impl Pool {
                 known.epoch == member.epoch && known.generation > member.generation
             }) {
                 // Within one start it cannot have gone back: somebody's memory again.
-                self.oddities.note(Oddity::OlderGeneration);
                 return false;
             }
         }
         if known.is_none() && self.members.len() >= self.limits.members_max {
-            self.oddities.note(Oddity::Full);
+            self.ignored_members = self.ignored_members.saturating_add(1);
             return false;
         }
         if of_itself {
@@ -152,16 +145,8 @@ impl Pool {
     }
 
     fn member_is_alive(&mut self, now: Time, mut member: Member) -> bool {
-        let told = member.ttl.unwrap_or(DEFAULT_TTL);
-        let ttl = told.min(self.limits.ttl_max);
-        if ttl < told {
-            self.oddities.note(Oddity::LongTtl);
-        }
-        let addresses = member.addresses.len();
-        member.addresses.retain(|address| is_dialable(address));
-        if member.addresses.len() < addresses {
-            self.oddities.note(Oddity::Address);
-        }
+        let ttl = member.ttl.unwrap_or(DEFAULT_TTL).min(self.limits.ttl_max);
+        member.addresses.retain(|address| !address.is_empty());
         let mut is_new = false;
         let known = self.members.entry(member.name.clone()).or_insert_with(|| {
             is_new = true;
@@ -209,7 +194,7 @@ impl Pool {
         let ttl = DEFAULT_TTL.min(self.limits.ttl_max);
         let Some(known) = self.members.get_mut(&reached.proxy) else {
             if self.members.len() >= self.limits.members_max {
-                self.oddities.note(Oddity::Full);
+                self.ignored_members = self.ignored_members.saturating_add(1);
                 return false;
             }
             let known = Known {

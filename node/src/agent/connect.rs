@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
 use mesh_proto::name::NodeName;
-use mesh_proto::pool::is_of_one_host;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Open, OpenControl, ProxyFrame, ProxyHello, Refused, Service,
     WireError,
@@ -166,9 +165,7 @@ pub(super) async fn connect(
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(resolve_error)?;
     let mut last = None;
-    // A name may say anything; nobody is at the others, or too many are.
-    let remotes = remotes.into_iter().filter(|it| is_of_one_host(*it));
-    for remote in remotes.take(ADDRESSES_MAX) {
+    for remote in remotes.into_iter().take(ADDRESSES_MAX) {
         match connect_to(shared, remote, proxy).await {
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::pool::{Counts, Oddities, Oddity};
+use mesh_proto::pool::Counts;
 use mesh_proto::refusal::Reason;
 use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
 
@@ -63,7 +63,6 @@ pub struct AgentMetrics {
     cooling_proxies: IntGauge,
     backoff_seconds: Gauge,
     connects: IntCounterVec,
-    members_odd: IntCounterVec,
     dials: IntCounterVec,
     own_dials: IntCounterVec,
 }
@@ -117,13 +116,6 @@ impl AgentMetrics {
                 "result",
                 ConnectResult::ALL.map(ConnectResult::as_str),
             )?,
-            members_odd: metrics::counter_vec(
-                registry,
-                "mesh_agent_members_odd_total",
-                "What proxies told of proxies and was not taken as it was, by reason.",
-                "reason",
-                Oddity::ALL.map(Oddity::as_str),
-            )?,
             dials: metrics::counter_vec(
                 registry,
                 "mesh_agent_dials_total",
@@ -156,14 +148,6 @@ impl AgentMetrics {
         set(&self.inflight_leases, counts.dialling);
         set(&self.cooling_proxies, counts.cooling);
         self.backoff_seconds.set(backoff.as_secs_f64());
-    }
-
-    pub(super) fn odd_members(&self, oddities: &Oddities) {
-        for (oddity, count) in oddities.iter() {
-            self.members_odd
-                .with_label_values(&[oddity.as_str()])
-                .inc_by(count);
-        }
     }
 
     pub(super) fn connect(&self, result: ConnectResult) {

@@ -1,14 +1,13 @@
 //! Drives the pool of connections: carries out what [`mesh_proto::pool`] decides, and tells it what
 //! has happened.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_proto::name::NodeName;
 use mesh_proto::pool::{
-    Action, Counts, Draw, LetGo, Limits, Member, MemberState, Oddities, Oddity, Pool, Reached,
-    Verdict, Whom,
+    Action, Counts, Draw, LetGo, Limits, Member, MemberState, Pool, Reached, Verdict, Whom,
 };
 use mesh_proto::time::Time;
 use mesh_proto::tracker::LeaseId;
@@ -20,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::connect::{self, ConnectError};
-use super::metrics::{AgentMetrics, ConnectResult};
+use super::metrics::ConnectResult;
 use super::{Shared, session};
 use crate::hooks::Connected;
 use crate::tasks::Tasks;
@@ -28,7 +27,7 @@ use crate::tasks::Tasks;
 /// After how many like failures the log says again that a proxy cannot be reached.
 const REPEAT_WARNING: u32 = 20;
 
-/// Failing addresses, and odd proxies, that are remembered, so that the log does not repeat itself.
+/// Failing addresses that are remembered, so that the log does not repeat itself.
 const FAILING_MAX: usize = 64;
 
 /// The pool, shared by its driver and the tasks of its connections. The lock is held for one step
@@ -47,8 +46,6 @@ struct Inner {
     /// How each connection is asked to go.
     let_go: BTreeMap<LeaseId, watch::Sender<Option<LetGo>>>,
     failing: BTreeMap<String, Failing>,
-    /// Of which proxies what was said of their tellings.
-    odd: BTreeSet<(NodeName, Oddity)>,
 }
 
 #[derive(Debug)]
@@ -74,7 +71,6 @@ impl PoolState {
             rng: Jitter(rng),
             let_go: BTreeMap::new(),
             failing: BTreeMap::new(),
-            odd: BTreeSet::new(),
         };
         Self {
             pool: Mutex::new(inner),
@@ -112,8 +108,8 @@ impl PoolState {
         (inner.pool.counts(self.now()), failing)
     }
 
-    /// Whether this is to be said of a place: it is not what was said last, or was said long ago.
-    fn is_news(&self, place: &str, gist: String) -> bool {
+    fn log_failure(&self, place: &str, error: &ConnectError) {
+        let gist = error.gist();
         let mut inner = self.lock();
         if inner.failing.len() >= FAILING_MAX && !inner.failing.contains_key(place) {
             inner.failing.pop_first();
@@ -125,69 +121,19 @@ impl PoolState {
         } else {
             *failing = Failing { gist, times: 1 };
         }
-        !repeat
-    }
-
-    fn log_failure(&self, place: &str, error: &ConnectError) {
-        if self.is_news(place, error.gist()) {
+        drop(inner);
+        if repeat {
+            tracing::debug!(address = place, "cannot connect to a proxy: {error}");
+        } else {
             tracing::warn!(
                 address = place,
                 "cannot connect to a proxy, and will go on trying: {error}"
             );
-        } else {
-            tracing::debug!(address = place, "cannot connect to a proxy: {error}");
-        }
-    }
-
-    /// A proxy has broken the protocol behind its hello, as it may do again at every attempt.
-    fn log_broken(&self, proxy: &NodeName, what: &str) {
-        if self.is_news(&format!("the protocol of {proxy}"), what.to_owned()) {
-            tracing::warn!(
-                %proxy,
-                "the proxy broke the protocol on the control stream, and is connected to again: {what}; is it of another version?"
-            );
-        } else {
-            tracing::debug!(%proxy, "the proxy broke the protocol again: {what}");
-        }
-    }
-
-    /// Says once of each proxy what it tells that cannot be.
-    fn log_oddities(&self, proxy: &NodeName, oddities: &Oddities) {
-        for (oddity, count) in oddities.iter() {
-            let is_news = {
-                let mut inner = self.lock();
-                inner.odd.len() < FAILING_MAX && inner.odd.insert((proxy.clone(), oddity))
-            };
-            let reason = oddity.as_str();
-            if is_news && !oddity.is_ordinary() {
-                tracing::warn!(%proxy, reason, count, "a proxy tells of proxies what cannot be: {}", explain(oddity));
-            } else {
-                tracing::debug!(%proxy, reason, count, "not all that a proxy tells of proxies was taken");
-            }
         }
     }
 
     fn log_success(&self, place: &str) {
         self.lock().failing.remove(place);
-    }
-}
-
-/// What became of it, and what to look at.
-fn explain(oddity: Oddity) -> &'static str {
-    match oddity {
-        Oddity::Full => {
-            "more than this agent remembers, and those beyond are ignored; does it belong to this mesh?"
-        }
-        Oddity::OlderStart | Oddity::OlderGeneration => "older news than what is known, ignored",
-        Oddity::NoTtl => {
-            "some are to be believed for no time at all, and are ignored; is it of another version?"
-        }
-        Oddity::LongTtl => {
-            "some are to be believed for longer than an hour, and are for an hour; is it of another version?"
-        }
-        Oddity::Address => {
-            "addresses at which no proxy can be are ignored; check quic.advertise of the proxies"
-        }
     }
 }
 
@@ -216,7 +162,7 @@ impl Drop for Lease {
 
 impl Lease {
     /// A proxy has said hello: is the connection kept?
-    fn connected(&mut self, hello: &ProxyHello, metrics: &AgentMetrics) -> Verdict {
+    fn connected(&mut self, hello: &ProxyHello) -> Verdict {
         let reached = Reached {
             proxy: hello.name.clone(),
             epoch: hello.epoch,
@@ -224,44 +170,28 @@ impl Lease {
             generation: hello.generation,
         };
         let id = self.id;
-        let (verdict, oddities) = self.state.step(|pool, now, draw| {
+        let verdict = self.state.step(|pool, now, draw| {
             let verdict = pool.connected(now, id, reached, draw);
             // Its word about itself comes with its hello; until its view arrives, this is the view.
             if verdict == Verdict::Keep {
                 pool.members(now, Some(id), vec![itself(hello)]);
             }
-            (verdict, pool.take_oddities())
+            verdict
         });
-        metrics.odd_members(&oddities);
-        self.state.log_oddities(&hello.name, &oddities);
         self.connected = verdict == Verdict::Keep;
         verdict
     }
 
     /// The proxy tells of proxies.
-    pub(super) fn members(
-        &self,
-        from: &NodeName,
-        members: wire::Members,
-        rtt: Duration,
-        metrics: &AgentMetrics,
-    ) {
+    pub(super) fn members(&self, members: wire::Members, rtt: Duration) {
         let spread = Duration::from_millis(members.reconnect_spread_ms);
         let count = members.agent_connection_count;
         let view = members.members.into_iter().map(member).collect();
-        let oddities = self.state.step(|pool, now, _| {
+        self.state.step(|pool, now, _| {
             pool.announced(Some(self.id), count, spread);
             pool.rtt(self.id, rtt);
             pool.members(now, Some(self.id), view);
-            pool.take_oddities()
         });
-        metrics.odd_members(&oddities);
-        self.state.log_oddities(from, &oddities);
-    }
-
-    /// The proxy has broken the protocol.
-    pub(super) fn broken(&self, proxy: &NodeName, what: &str) {
-        self.state.log_broken(proxy, what);
     }
 
     /// The proxy has said that it is about to leave.
@@ -404,7 +334,7 @@ async fn link(
     match attempt {
         Ok(connected) => {
             lease.state.log_success(&place);
-            match lease.connected(&connected.hello, &shared.metrics) {
+            match lease.connected(&connected.hello) {
                 Verdict::Keep => {
                     announce(&shared, &connected);
                     session::run(&shared, connected, &lease, let_go).await;

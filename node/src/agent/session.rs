@@ -63,7 +63,6 @@ pub(super) async fn run(
     let mut leave_until: Option<Instant> = None;
     let mut released = false;
     let mut proxy_leaves = false;
-    let mut was_broken = false;
     loop {
         let let_go_now = *let_go.borrow_and_update();
         let agent_leaves = *leaving.borrow_and_update();
@@ -106,7 +105,7 @@ pub(super) async fn run(
             }
             frame = reader.next::<ProxyFrame>(&mut control_recv) => match frame {
                 Ok(ProxyFrame::Released(_)) => released = true,
-                Ok(ProxyFrame::Members(members)) => lease.members(&hello.name, members, connection.rtt(), &shared.metrics),
+                Ok(ProxyFrame::Members(members)) => lease.members(members, connection.rtt()),
                 Ok(ProxyFrame::Draining(draining)) => {
                     proxy_leaves = true;
                     link.set_draining();
@@ -114,15 +113,13 @@ pub(super) async fn run(
                     tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
                 }
                 Ok(ProxyFrame::Hello(_)) => {
-                    lease.broken(&hello.name, "it said hello twice");
-                    was_broken = true;
+                    tracing::warn!(proxy = %hello.name, "the proxy said hello twice");
                     connection.close(CloseCode::ProtocolError.code().into(), b"a second hello");
                     break;
                 }
                 Err(error) => {
                     if connection.close_reason().is_none() {
-                        lease.broken(&hello.name, &error.to_string());
-                        was_broken = true;
+                        tracing::warn!(proxy = %hello.name, %error, "the proxy broke the protocol on the control stream");
                         connection.close(CloseCode::ProtocolError.code().into(), b"protocol error on the control stream");
                     }
                     break;
@@ -164,8 +161,6 @@ pub(super) async fn run(
         tracing::info!(proxy = %hello.name, %reason, "left the proxy");
     } else if proxy_leaves {
         tracing::info!(proxy = %hello.name, %reason, "the proxy has left");
-    } else if was_broken {
-        tracing::debug!(proxy = %hello.name, %reason, "closed the connection to a proxy");
     } else {
         tracing::warn!(proxy = %hello.name, %reason, "lost the connection to a proxy, and will connect again");
     }

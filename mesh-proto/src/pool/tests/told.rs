@@ -196,69 +196,19 @@ fn members_without_addresses_are_dialled_through_the_balancer() {
 fn members_are_bounded() {
     let (mut pool, _) = connected(None, 1, 1);
     let max = Limits::default().members_max;
-    let ignored = |pool: &mut Pool| pool.take_oddities().count(Oddity::Full);
     pool.members(at(1), None, (0..max).map(member).collect());
-    assert_eq!((ignored(&mut pool), pool.tracker().want()), (0, max));
+    assert_eq!((pool.ignored_members(), pool.tracker().want()), (0, max));
     pool.members(at(1), None, vec![member(max), member(1), member(max + 1)]);
-    assert_eq!((ignored(&mut pool), pool.tracker().want()), (2, max));
+    assert_eq!((pool.ignored_members(), pool.tracker().want()), (2, max));
     let under_way = dials(&mut pool, at(1));
     assert_eq!(under_way.len(), 4);
     // One that was ignored is there all the same.
     keep(&mut pool, at(1), under_way[0].0, reached(max));
-    assert_eq!(ignored(&mut pool), 1);
+    assert_eq!(pool.ignored_members(), 3);
     // What has expired makes room.
     poll(&mut pool, at(200));
     pool.members(at(200), None, vec![member(max + 1)]);
-    assert_eq!(ignored(&mut pool), 0);
-}
-
-/// What cannot be is not believed, and counted; the rest of a view is.
-#[test]
-fn odd_tellings_are_counted() {
-    let (mut pool, _) = connected(None, 1, 1);
-    let mut of_years = member(1);
-    of_years.ttl = Some(Duration::from_secs(100 * 365 * 86_400));
-    let mut of_no_time = member(2);
-    of_no_time.ttl = Some(Duration::ZERO);
-    let mut nowhere = member(3);
-    nowhere.addresses = vec![
-        "0.0.0.0:7443".into(),
-        "224.0.0.1:7443".into(),
-        String::new(),
-    ];
-    let mut newer = member(4);
-    newer.epoch = 9;
-    newer.generation.0 = 7;
-    let mut older = newer.clone();
-    older.generation.0 = 6;
-    let mut former = newer.clone();
-    former.epoch = 8;
-    former.generation.0 = 8;
-    let view = vec![of_years, of_no_time, nowhere, newer.clone(), older, former];
-    pool.members(at(1), None, view);
-    let oddities = pool.take_oddities();
-    let counts: Vec<_> = oddities.iter().collect();
-    assert_eq!(
-        counts,
-        [
-            (Oddity::OlderStart, 1),
-            (Oddity::OlderGeneration, 1),
-            (Oddity::NoTtl, 1),
-            (Oddity::LongTtl, 1),
-            (Oddity::Address, 1),
-        ]
-    );
-    assert_eq!(pool.take_oddities(), Oddities::default());
-    // The one of no time is not known, the one without an address is, and years are an hour.
-    let known = &pool.members;
-    assert!(!known.contains_key(&member(2).name));
-    assert!(known[&member(3).name].addresses.is_empty());
-    assert_eq!(known[&newer.name].generation.0, 7);
-    assert_eq!(known[&newer.name].epoch, 9);
-    poll(&mut pool, at(3600));
-    assert!(pool.members.contains_key(&member(1).name));
-    poll(&mut pool, at(3602));
-    assert!(!pool.members.contains_key(&member(1).name));
+    assert_eq!(pool.ignored_members(), 3);
 }
 
 /// Two proxies that differ about a third, over and over: no dial for each change of mind.
