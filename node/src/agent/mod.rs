@@ -1,6 +1,8 @@
 //! The agent: dials out to proxies, and reaches the targets that they ask for.
 
 mod connect;
+mod ending;
+mod failures;
 pub mod metrics;
 mod pool;
 mod report;
