@@ -2,6 +2,8 @@
 
 mod connect;
 pub mod dialer;
+mod ending;
+mod failures;
 mod links;
 pub mod metrics;
 mod pool;
