@@ -414,3 +414,36 @@ fn users_go_while_their_proxy_still_serves() -> Result {
         },
     )
 }
+
+/// Streams are allowed as they are used: who wants many at once waits a few round trips for them,
+/// and is not refused.
+#[test]
+fn many_connections_at_once_are_all_served() -> Result {
+    let name = "many_connections_at_once_are_all_served";
+    run(name, 1, async |world| {
+        world.net().set_default_link(Link::latency(100 * MS));
+        let proxies = world.start_proxies(1).await?;
+        let target = world.net().add_host("services");
+        let echo = world.serve(target, 7, Service::Echo)?;
+        let agents = world
+            .start_agents_with(1, |_, plan| {
+                plan.config.common.quic.streams_max = 4096;
+                plan.allow(&[echo.rule()])
+            })
+            .await?;
+        world
+            .until("the agent is connected", |w| w.all_hold(&agents, 1))
+            .await?;
+        let host = world.net().add_host("user");
+        let forward = format!("0:a-1/{}", echo.address);
+        let user = User::start(world, host, addresses(world, &proxies), &forward)?;
+        user.client.connected().await?;
+        let bytes = pattern(0, 1_000);
+        let all = (0..1_000).map(|_| user.echoes(&bytes));
+        let outcomes = futures_util::future::join_all(all).await;
+        let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        ensure!(failed == 0, "{failed}: {:?}", user.events.lock().unwrap());
+        user.stop().await;
+        Ok(())
+    })
+}
