@@ -1,10 +1,11 @@
-//! Users who open more than others.
+//! Users who ask for more than others, or leave no time for it.
 
 use std::future::Future as _;
 use std::task::{Context, Poll, Waker};
 
-use anyhow::ensure;
-use mesh_proto::wire::Answer;
+use anyhow::{bail, ensure};
+use mesh_proto::refusal::Reason;
+use mesh_proto::wire::{Answer, Open};
 use mesh_tests::{Result, probe, quic};
 use quinn::{Connection, RecvStream, SendStream};
 
@@ -50,5 +51,23 @@ async fn streams_of_users_are_allowed_as_they_are_used() -> Result {
     streams.truncate(MAX as usize / 2);
     streams.push(user.connection.open_bi().await?);
     drop((streams, user));
+    mesh.stop().await
+}
+
+/// A dial without any time says that, and not that there is no such agent.
+#[tokio::test]
+async fn a_dial_without_time_is_too_late() -> Result {
+    let mesh = Mesh::start(Vec::new(), &["a1"]).await?;
+    let user = mesh.user("alice").await?;
+    let Open::Dial(mut dial) = dial_frame("a1", "service:echo", "user:alice")? else {
+        bail!("no dial")
+    };
+    dial.deadline_ms = 0;
+    let (answer, ..) = quic::ask(&user.connection, &Open::Dial(dial)).await?;
+    let Answer::Refused(refused) = answer else {
+        bail!("{answer:?}")
+    };
+    ensure!(refused.reason == Reason::Timeout, "{refused:?}");
+    drop(user);
     mesh.stop().await
 }

@@ -1,6 +1,7 @@
 //! The proxies as a mesh: whichever one a user asks, every agent is reached.
 
 mod drain;
+mod joining;
 mod membership;
 mod routes;
 mod silence;
