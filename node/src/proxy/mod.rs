@@ -364,7 +364,9 @@ impl Proxy {
             background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
             background.spawn_on(mesh::run(shared.clone()), &first);
             background.spawn_on(routing::announce(shared.clone()), &first);
-            background.spawn_on(join::run(shared.clone()), &first);
+            if !shared.config.peers.is_empty() {
+                background.spawn_on(join::run(shared.clone()), &first);
+            }
         }
         tracing::info!(
             proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
