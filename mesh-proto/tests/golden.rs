@@ -170,6 +170,12 @@ fn answer_refused() {
             &["00000003 0102", code, "00", "00"],
         );
     }
+    let of_proxy = Refused::new(Reason::Draining, "").by_leaving_proxy();
+    assert!(of_proxy.is_by_leaving_proxy());
+    pinned(
+        &Answer::Refused(of_proxy),
+        &["00000005 0102", "09", "00", "01 01 00"],
+    );
     let message = "db.local:5432: connection refused".to_owned();
     pinned(
         &Answer::Refused(Refused {

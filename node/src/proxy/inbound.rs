@@ -9,8 +9,8 @@ use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{Answer, Dial, Open, Opened, Refused, WireError};
 use quinn::{RecvStream, SendStream};
 
-use super::Shared;
 use super::router::{self, DialRequest, Reach};
+use super::{Phase, Shared};
 use crate::forward;
 use crate::metrics::StreamMeter;
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -111,7 +111,16 @@ impl Inbound {
             who,
         } = self;
         let mut send = TunnelSend::new(send, meter.clone());
-        match router::dial(shared, &request, reach, None).await {
+        // A dial of somebody who has gone meanwhile must not go on.
+        let dialled = tokio::select! {
+            biased;
+            dialled = router::dial(shared, &request, reach, None) => dialled,
+            () = send.stopped() => {
+                tracing::debug!(who, agent = %request.agent, "whoever asked for a dial has gone");
+                return;
+            }
+        };
+        match dialled {
             Ok(tunnel) => {
                 let opened = frames::encode(&Answer::Opened(Opened::default()));
                 let Ok(answer) = opened else {
@@ -126,7 +135,10 @@ impl Inbound {
                 }
             }
             Err(error) => {
-                let refused = Refused::new(error.reason, &error.message);
+                let mut refused = Refused::new(error.reason, &error.message);
+                if *shared.phase.borrow() == Phase::Draining {
+                    refused = refused.by_leaving_proxy();
+                }
                 if let Ok(answer) = frames::encode(&Answer::Refused(refused))
                     && send.write_frame(&answer).await.is_ok()
                 {

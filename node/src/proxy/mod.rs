@@ -20,6 +20,7 @@ mod users;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
@@ -96,6 +97,8 @@ pub(crate) struct Shared {
     /// How many shards there are.
     pub(crate) shards: usize,
     pub(crate) phase: watch::Sender<Phase>,
+    /// Joining is over; changed within changes of `phase`.
+    joined: AtomicBool,
     /// When what still runs is cut.
     drain_until: watch::Sender<Option<Instant>>,
     /// Whose pooled streams are to be closed, since a session of that agent ended.
@@ -299,6 +302,7 @@ impl Proxy {
             } else {
                 Phase::Joining
             }),
+            joined: AtomicBool::new(config.peers.is_empty()),
             drain_until: watch::Sender::new(None),
             started: Instant::now(),
             ended_sessions: tokio::sync::broadcast::Sender::new(256),
@@ -360,7 +364,9 @@ impl Proxy {
             background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
             background.spawn_on(mesh::run(shared.clone()), &first);
             background.spawn_on(routing::announce(shared.clone()), &first);
-            background.spawn_on(join::run(shared.clone()), &first);
+            if !shared.config.peers.is_empty() {
+                background.spawn_on(join::run(shared.clone()), &first);
+            }
         }
         tracing::info!(
             proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
@@ -470,12 +476,18 @@ impl Proxy {
         tokio::time::sleep_until(since + notice).await;
     }
 
-    /// Takes a notice back: the proxy is ready again.
+    /// Takes a notice back: the proxy is ready again, unless it has not joined yet.
     pub fn cancel_notice(&mut self) {
         self.drain_since = None;
         self.drain_deadline = None;
         self.shared.node_metrics.draining.set(0);
-        self.shared.phase.send_replace(Phase::Serving);
+        self.shared.phase.send_modify(|phase| {
+            *phase = if self.shared.joined.load(Ordering::Relaxed) {
+                Phase::Serving
+            } else {
+                Phase::Joining
+            };
+        });
         tracing::info!("the drain was cancelled");
     }
 

@@ -255,6 +255,7 @@ async fn accepted(connection: &Connection) -> Result<Control, ConnectError> {
             message,
             ..
         }) => Err(ConnectError::Refused(format!("{reason}: {message}"))),
-        Answer::Opened(_) | Answer::Refused(_) => Ok(Control::new(send, recv, reader)),
+        Answer::Opened(_) => Ok(Control::new(send, recv, reader, true)),
+        Answer::Refused(_) => Ok(Control::new(send, recv, reader, false)),
     }
 }

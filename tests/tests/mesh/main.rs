@@ -2,6 +2,7 @@
 
 mod addresses;
 mod drain;
+mod joining;
 mod membership;
 mod routes;
 mod silence;
