@@ -29,7 +29,7 @@ async fn hour_of(world: &mut World, name: &str, answer: Answer, result: &str) ->
     ensure!(connects(world, agent, result)? == dials, "{name}: {dials}");
     let lines = warnings(&logs, &format!("\"address\":\"{name}:7443\""));
     ensure!(
-        !lines.is_empty() && lines.len() <= dials / 20 + 2,
+        !lines.is_empty() && lines.len() <= dials / 20 + 10,
         "{name}: {} lines for {dials} dials: {:?}",
         lines.len(),
         lines.first()
@@ -80,7 +80,7 @@ fn names_that_are_no_good() -> Result {
             50,
             600,
         ),
-        // Sixteen of them, ten seconds each.
+        // Some of them in one attempt.
         (
             "thousand.example.com",
             Answer::Addresses(nowhere(1000)),

@@ -90,12 +90,12 @@ pub(crate) fn gauge(world: &World, agent: NodeId, series: &str) -> Result<usize>
     Ok(whole(world.metrics(agent)?.get(series)?))
 }
 
-/// How often an agent has counted this reason of `mesh_agent_members_odd_total`.
-pub(crate) fn odd(world: &World, agent: NodeId, reason: &str) -> Result<usize> {
+/// How often an agent has counted this reason of `mesh_agent_members_ignored_total`.
+pub(crate) fn ignored(world: &World, agent: NodeId, reason: &str) -> Result<usize> {
     gauge(
         world,
         agent,
-        &format!("mesh_agent_members_odd_total{{reason=\"{reason}\"}}"),
+        &format!("mesh_agent_members_ignored_total{{reason=\"{reason}\"}}"),
     )
 }
 

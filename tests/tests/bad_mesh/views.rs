@@ -7,7 +7,7 @@ use mesh_tests::sim::liar::{greet, member, view};
 use mesh_tests::sim::{World, run};
 use mesh_tests::{Result, logs};
 
-use crate::support::{HOUR, SECOND, Stage, attempts, connects, gauge, odd, renamed, warnings};
+use crate::support::{HOUR, SECOND, Stage, attempts, connects, gauge, ignored, renamed, warnings};
 
 /// A member of a group of its own, at an address where nobody is.
 fn stranger(index: usize) -> Result<Member> {
@@ -15,26 +15,27 @@ fn stranger(index: usize) -> Result<Member> {
     member(&format!("stranger-{index}"), &[address])
 }
 
-/// What is told beside what is true; as what it counts, and whether somebody must look at it.
+/// What is told beside what is true, and as what it counts.
 #[test]
 fn odd_members_are_counted_and_said_once() -> Result {
-    type Case = (&'static str, &'static str, bool, fn(&mut Vec<Member>));
-    let cases: [Case; 6] = [
-        ("no-ttl", "no_ttl", true, |it| it[0].ttl_ms = 0),
-        ("years", "long_ttl", true, |it| it[0].ttl_ms = u64::MAX),
-        ("nowhere", "address", true, |it| {
+    type Case = (&'static str, &'static str, fn(&mut Vec<Member>));
+    let cases: [Case; 7] = [
+        ("no-ttl", "ttl", |it| it[0].ttl_ms = 0),
+        ("years", "ttl", |it| it[0].ttl_ms = u64::MAX),
+        ("nowhere", "address", |it| {
             it[0].addresses = vec!["0.0.0.0:7443".into(), "255.255.255.255:7443".into()];
         }),
-        ("group-of-hosts", "address", true, |it| {
+        ("group-of-hosts", "address", |it| {
             it[0].addresses = vec!["224.0.0.251:5353".into(), "[ff02::1]:7443".into()];
         }),
-        ("back-in-generation", "older_generation", false, |it| {
+        ("twice", "duplicate", |it| it.push(it[0].clone())),
+        ("back-in-generation", "stale", |it| {
             let mut older = it[0].clone();
             it[0].generation = Generation(9);
             older.generation = Generation(8);
             it.push(older);
         }),
-        ("back-in-epoch", "older_start", false, |it| {
+        ("back-in-epoch", "stale", |it| {
             let mut former = it[0].clone();
             it[0].epoch = 9;
             former.epoch = 8;
@@ -43,25 +44,27 @@ fn odd_members_are_counted_and_said_once() -> Result {
         }),
     ];
     let logs = logs::capture();
-    for (teller, reason, is_said, change) in cases {
+    for (teller, reason, change) in cases {
         run("odd_members_are_counted_and_said_once", 1, async |world| {
             let mut odd_ones = vec![stranger(1)?];
             change(&mut odd_ones);
             let stage = Stage::new(world, teller, odd_ones).await?;
             let dials = stage.hour(world).await?;
             ensure!(dials < 1000, "{teller}: {dials} dials in an hour");
-            let counted = odd(world, stage.agent, reason)?;
+            let counted = ignored(world, stage.agent, reason)?;
             // Told once a minute.
-            ensure!((50..=200).contains(&counted), "{teller}: {counted}");
+            ensure!((50..=300).contains(&counted), "{teller}: {counted}");
             let lines = warnings(&logs, &format!("\"proxy\":\"{teller}\""));
-            let said = lines.iter().filter(|line| line.contains("what cannot be"));
-            let said: Vec<_> = said.collect();
+            let about = |line: &&String| {
+                line.contains("ignoring part") && line.contains(&format!("\"reason\":\"{reason}\""))
+            };
+            let said = lines.iter().filter(about).count();
             ensure!(
-                said.len() == usize::from(is_said) && said.iter().all(|line| line.contains(reason)),
-                "{teller}: {lines:?}"
+                (1..=1 + counted / 20).contains(&said),
+                "{teller}: said {said} times: {lines:?}"
             );
             // Nobody is told to dial where nobody can be.
-            if reason == "address" || reason == "no_ttl" {
+            if reason == "address" {
                 let again = connects(world, stage.agent, "duplicate")?;
                 let made = connects(world, stage.agent, "ok")?;
                 let all = attempts(world, stage.agent)?;
@@ -98,7 +101,11 @@ fn ten_thousand_members() -> Result {
             .await?;
         world.run_for(SECOND).await;
         let desired = |world: &World| gauge(world, agent, "mesh_agent_desired_proxies");
-        ensure!(desired(world)? == 10_000, "{}", desired(world)?);
+        ensure!(
+            (1000..=2500).contains(&desired(world)?),
+            "{}",
+            desired(world)?
+        );
         let before = attempts(world, agent)?;
         for _ in 0..100 {
             world.run_for(6 * SECOND).await;
@@ -109,10 +116,14 @@ fn ten_thousand_members() -> Result {
         // Four at a time, and each waits ten seconds for an answer.
         let dials = attempts(world, agent)? - before;
         ensure!((20..=500).contains(&dials), "{dials} dials in ten minutes");
-        ensure!(odd(world, agent, "full")? >= 500);
+        ensure!(ignored(world, agent, "over_limit")? >= 500);
         let lines = warnings(&logs, "\"proxy\":\"knows-thousands\"");
         ensure!(
-            lines.len() == 1 && lines[0].contains("more than this agent remembers"),
+            lines
+                .iter()
+                .filter(|line| line.contains("over_limit"))
+                .count()
+                == 1,
             "{lines:?}"
         );
         // Nobody tells of them any more.
