@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::metrics::AgentMetrics;
 pub(crate) use self::report::Observer;
+use crate::clock::WallClock;
 use crate::config::AgentConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) config: AgentConfig,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) random: Random,
+    pub(crate) clock: WallClock,
     pub(crate) pool: Arc<pool::PoolState>,
     pub(crate) hooks: Hooks,
     /// Tells this process from another one with the same identity.
@@ -70,6 +72,8 @@ pub struct AgentParts {
     pub registry: Registry,
     /// Where randomness comes from.
     pub random: Random,
+    /// What certificates are judged by.
+    pub clock: WallClock,
     /// The application's say.
     pub hooks: Hooks,
     /// The runtimes that connections are spread over.
@@ -77,7 +81,7 @@ pub struct AgentParts {
 }
 
 impl AgentParts {
-    /// The system's network, no hooks, and the runtime of the caller.
+    /// The system's network and clock, no hooks, and the runtime of the caller.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -87,6 +91,7 @@ impl AgentParts {
             network: Arc::new(SystemNetwork),
             registry: Registry::new(),
             random: Random::system(),
+            clock: WallClock::system(),
             hooks: Hooks::default(),
             shards: vec![Handle::current()],
         }
@@ -145,6 +150,7 @@ impl Agent {
                 parts.random.generator(),
             )),
             random: parts.random,
+            clock: parts.clock,
             budget: StallBudget::new(
                 quic.stream_window_bytes,
                 quic.buffer_bytes_max,

@@ -22,7 +22,7 @@ use super::session::{Ending, NewSession, Registration};
 use super::{Phase, Shared};
 use crate::config::DuplicateNames;
 use crate::hooks::Connected;
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{FrameError, FrameReader};
 use crate::quic::transport;
 
 /// Streams that an agent may have open to its proxy: the control stream, and some of later versions.
@@ -164,7 +164,7 @@ async fn greet(
         if others.iter().any(|other| *other != instance) {
             let why = "another process is connected under this name, and proxy.duplicate_names is \"refuse\"; stop it, or issue this one an identity of its own";
             let refused = Refused::new(Reason::NotAllowed, why);
-            send.write_all(&frames::encode(&Answer::Refused(refused))?)
+            send.write_all(&shared.hooks.encode(&Answer::Refused(refused))?)
                 .await?;
             return Err(HelloError::Duplicate);
         }
@@ -183,8 +183,8 @@ async fn greet(
     row.shared().await;
     let config = &shared.config;
     let told = shared.mesh.view();
-    let mut answer = frames::encode(&Answer::Opened(Opened::default()))?;
-    answer.extend(frames::encode(&ProxyFrame::Hello(ProxyHello {
+    let mut answer = shared.hooks.encode(&Answer::Opened(Opened::default()))?;
+    answer.extend(shared.hooks.encode(&ProxyFrame::Hello(ProxyHello {
         name: config.common.name.clone(),
         cluster: config.common.cluster.clone(),
         epoch: shared.epoch,
@@ -194,7 +194,7 @@ async fn greet(
         version: env!("CARGO_PKG_VERSION").into(),
         ext: Vec::new(),
     }))?);
-    answer.extend(frames::encode(&members(shared, told.clone()))?);
+    answer.extend(shared.hooks.encode(&members(shared, told.clone()))?);
     send.write_all(&answer).await?;
     reader.converse();
     transport::admit(connection, &config.common.quic, AGENT_STREAMS_MAX);
@@ -239,7 +239,7 @@ async fn converse(
                 deadline_ms,
                 ext: Vec::new(),
             });
-            if send(&mut control.send, &notice).await.is_err() {
+            if send(shared, &mut control.send, &notice).await.is_err() {
                 return broken(connection);
             }
         }
@@ -252,7 +252,7 @@ async fn converse(
                     control.row = None;
                     shared.session_ended(&session.agent);
                     tracing::info!(agent = %session.agent, session = session.id, deadline_ms = leaving.deadline_ms, "agent leaves");
-                    if send(&mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
+                    if send(shared, &mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
                         return broken(connection);
                     }
                 }
@@ -271,7 +271,7 @@ async fn converse(
                 }
             },
             stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) => refuse_stream(send, recv).await,
+                Ok((send, recv)) => refuse_stream(shared, send, recv).await,
                 Err(error) => return Ending::of(&error),
             },
             () = changes.changed(), if tell_at.is_none() => {
@@ -289,7 +289,7 @@ async fn converse(
                 };
                 control.told = all;
                 session.count_lost_packets(&shared.metrics);
-                if send(&mut control.send, &members(shared, news)).await.is_err() {
+                if send(shared, &mut control.send, &members(shared, news)).await.is_err() {
                     return broken(connection);
                 }
             }
@@ -332,18 +332,22 @@ fn broken(connection: &Connection) -> Ending {
         .map_or(Ending::ProtocolError, |reason| Ending::of(&reason))
 }
 
-async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {
-    stream.write_all(&frames::encode(frame)?).await?;
+async fn send(
+    shared: &Shared,
+    stream: &mut SendStream,
+    frame: &ProxyFrame,
+) -> Result<(), HelloError> {
+    stream.write_all(&shared.hooks.encode(frame)?).await?;
     Ok(())
 }
 
 /// An agent has nothing to ask of its proxy but its control stream.
-async fn refuse_stream(mut send: SendStream, mut recv: RecvStream) {
+async fn refuse_stream(shared: &Shared, mut send: SendStream, mut recv: RecvStream) {
     let refused = Refused::new(
         Reason::Unsupported,
         "this proxy takes no streams from agents beside the control stream; it may be older than the agent",
     );
-    if let Ok(bytes) = frames::encode(&Answer::Refused(refused)) {
+    if let Ok(bytes) = shared.hooks.encode(&Answer::Refused(refused)) {
         // The first stream credit covers it, so that this waits for nothing.
         let _ = send.write_all(&bytes).await;
         let _ = send.finish();

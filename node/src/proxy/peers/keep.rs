@@ -326,7 +326,13 @@ async fn connect(
     name: Option<&NodeName>,
 ) -> Result<Greeted, PeerError> {
     let common = &shared.config.common;
-    let client = peer_client_config(&common.credentials, &common.quic, name, &shared.random)?;
+    let client = peer_client_config(
+        &common.credentials,
+        &common.quic,
+        name,
+        &shared.random,
+        &shared.clock,
+    )?;
     let server_name = common.cluster.proxy_dns_name();
     let connection = endpoint.connect_with(client, remote, &server_name)?.await?;
     let proven = identity::identity(&connection)?.name;
