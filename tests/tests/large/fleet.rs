@@ -1,7 +1,6 @@
 //! The fleet, and what must hold of it at every moment.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
@@ -50,7 +49,6 @@ pub(crate) struct Fleet {
     calm: bool,
     /// No proxy may take another one for dead.
     pub(crate) nobody_dies: bool,
-    story: Vec<String>,
 }
 
 /// The network when nothing is wrong with it.
@@ -80,33 +78,30 @@ impl Fleet {
             load: Load::new(world.seed()),
             calm: false,
             nobody_dies: false,
-            story: Vec::new(),
         };
         fleet.tell(
             world,
-            format!("{} proxies, {} agents", size.proxies, size.agents),
+            format!(
+                "seed {}: {} proxies, {} agents",
+                world.seed(),
+                size.proxies,
+                size.agents
+            ),
         );
         fleet.recover(world, RECOVERED).await?;
         Ok(fleet)
     }
 
-    /// Notes what happens.
-    pub(crate) fn tell(&mut self, world: &World, what: impl std::fmt::Display) {
-        self.story.push(format!("{:>9.3?} {what}", world.elapsed()));
+    /// Says what happens, at once: a large fleet takes minutes.
+    #[expect(clippy::print_stdout, reason = "what a failed or a long test says")]
+    pub(crate) fn tell(&self, world: &World, what: impl std::fmt::Display) {
+        println!("{:>9.3?} {what}", world.elapsed());
     }
 
-    /// What has happened so far.
-    pub(crate) fn account(&self, world: &World) -> String {
-        let mut text = format!("seed {}:", world.seed());
-        for line in &self.story {
-            let _ = write!(text, "\n  {line}");
-        }
-        let _ = write!(
-            text,
-            "\n  dials: {:?}, the longest {:?}",
-            self.load.ended, self.load.longest
-        );
-        text
+    /// Says how dials have ended.
+    pub(crate) fn tell_of_dials(&self, world: &World) {
+        let Load { ended, longest, .. } = &self.load;
+        self.tell(world, format!("dials: {ended:?}, the longest {longest:?}"));
     }
 
     // ---- time

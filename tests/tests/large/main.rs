@@ -14,7 +14,7 @@ use crate::fleet::{Fleet, Size};
 async fn story(world: &mut World, size: Size) -> Result<u64> {
     let mut fleet = Fleet::grow(world, size).await?;
     let told = fleet.live(world).await;
-    println!("{}", fleet.account(world));
+    fleet.tell_of_dials(world);
     if let Err(error) = told {
         let again = format!(
             "to run it again: tests/explore --large --proxies {} --agents {} --from {}",

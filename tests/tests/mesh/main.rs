@@ -4,3 +4,4 @@ mod membership;
 mod routes;
 mod silence;
 mod support;
+mod versions;

@@ -36,6 +36,8 @@ pub(super) async fn converse(
 ) -> PeerError {
     let (name, epoch) = (peer.name.clone(), peer.epoch);
     let dead = watch::Sender::new(None);
+    // Before anything is said of the peer: what a receiver finds at its birth counts as seen.
+    let dead_news = dead.subscribe();
     let mut control = control;
     if let Err(error) = stand(shared, peer, &dead) {
         if let PeerError::Older { epoch, .. } = &error {
@@ -60,7 +62,7 @@ pub(super) async fn converse(
         connection.clone(),
         send,
         told,
-        dead.subscribe(),
+        dead_news,
     ));
     tasks.spawn(routing::follow(shared.clone(), joined.link.clone()));
     let error = listen(shared, &joined, recv, reader, &dead, &mut tasks).await;
