@@ -281,7 +281,7 @@ async fn converse(
             () = tokio::time::sleep_until(tell_at.unwrap_or(refresh)) => {
                 let all = shared.mesh.view();
                 let news: Vec<Member> = match tell_at.take() {
-                    Some(_) => all.iter().filter(|member| !control.told.contains(member)).cloned().collect(),
+                    Some(_) => news(&control.told, &all),
                     None => {
                         refresh = Instant::now() + REFRESH_INTERVAL;
                         all.clone()
@@ -323,6 +323,17 @@ fn members(shared: &Shared, members: Vec<Member>) -> ProxyFrame {
         reconnect_spread_ms: shared.reconnect_spread_ms(),
         ext: Vec::new(),
     })
+}
+
+/// The members of `all` that were not told, or are not any more as they were. Both are in the order
+/// of names: each agent of each proxy is told of each change, so that this must not be quadratic.
+fn news(told: &[Member], all: &[Member]) -> Vec<Member> {
+    let is_told = |member: &&Member| {
+        let at = told.binary_search_by(|told| told.name.cmp(&member.name));
+        at.is_ok_and(|at| told[at] == **member)
+    };
+    let news = all.iter().filter(|member| !is_told(member));
+    news.cloned().collect()
 }
 
 /// The control stream is broken: with its connection, or by the agent alone.
