@@ -2,6 +2,8 @@
 //! the value. What is new is a new frame or an `ext` entry, with a line of its own here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "golden/kinds.rs"]
+mod kinds;
 #[path = "golden/routes.rs"]
 mod routes;
 
@@ -341,6 +343,7 @@ fn an_optional_frame_of_a_later_version_is_skipped_everywhere() {
     skipped::<Answer>();
     skipped::<AgentFrame>();
     skipped::<ProxyFrame>();
+    skipped::<PeerFrame>();
     skipped::<RoutesFrame>();
     skipped::<RoutesReaderFrame>();
     skipped::<Gossip>();

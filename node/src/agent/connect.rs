@@ -22,7 +22,7 @@ use super::failures::What;
 use super::metrics::ConnectResult;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
-use crate::quic::frames::{self, FrameReader};
+use crate::quic::frames::FrameReader;
 use crate::quic::{identity, transport};
 
 /// Addresses of one name that are tried in one attempt.
@@ -235,6 +235,7 @@ async fn connect_to(
     let parts = EndpointParts {
         network: &*shared.network,
         random: &shared.random,
+        clock: &shared.clock,
         credentials: &common.credentials,
         config: &common.quic,
         keys: &shared.keys,
@@ -365,8 +366,10 @@ fn hello_bytes(shared: &Shared) -> Result<Vec<u8>, WireError> {
             ext: Vec::new(),
         })
         .collect();
-    let mut bytes = frames::encode(&Open::Control(OpenControl::default()))?;
-    bytes.extend(frames::encode(&AgentFrame::Hello(AgentHello {
+    let mut bytes = shared
+        .hooks
+        .encode(&Open::Control(OpenControl::default()))?;
+    bytes.extend(shared.hooks.encode(&AgentFrame::Hello(AgentHello {
         instance: shared.instance,
         version: env!("CARGO_PKG_VERSION").into(),
         services,

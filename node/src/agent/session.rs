@@ -102,7 +102,7 @@ pub(super) async fn run(
                 deadline_ms,
                 ext: Vec::new(),
             });
-            let Ok(bytes) = frames::encode(&frame) else {
+            let Ok(bytes) = shared.hooks.encode(&frame) else {
                 break;
             };
             if control_send.write_all(&bytes).await.is_err() {

@@ -12,6 +12,7 @@ use quinn::{RecvStream, SendStream};
 use super::router::{self, DialRequest, Reach};
 use super::{Phase, Shared};
 use crate::forward;
+use crate::hooks::Hooks;
 use crate::metrics::StreamMeter;
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::{TunnelRecv, TunnelSend, TunnelStream};
@@ -24,6 +25,7 @@ pub(super) struct Inbound {
     meter: Arc<StreamMeter>,
     /// Who opened it, for the log.
     who: String,
+    hooks: Hooks,
 }
 
 impl Inbound {
@@ -35,6 +37,7 @@ impl Inbound {
             recv,
             meter,
             who,
+            hooks: shared.hooks.clone(),
         }
     }
 
@@ -72,7 +75,7 @@ impl Inbound {
 
     /// Answers that it is not done, and why.
     pub(super) async fn refuse(mut self, refused: Refused) {
-        if let Ok(answer) = frames::encode(&Answer::Refused(refused))
+        if let Ok(answer) = self.hooks.encode(&Answer::Refused(refused))
             && self.send.write_all(&answer).await.is_ok()
         {
             // Fails only for a stream that was ended already.
@@ -84,7 +87,7 @@ impl Inbound {
     /// Answers that it is done. The halves then carry whatever was asked for, and are no more among
     /// the streams that a drain waits for.
     pub(super) async fn opened(mut self) -> Option<(SendStream, RecvStream)> {
-        let answer = frames::encode(&Answer::Opened(Opened::default())).ok()?;
+        let answer = self.hooks.encode(&Answer::Opened(Opened::default())).ok()?;
         self.send.write_all(&answer).await.ok()?;
         Some((self.send, self.recv))
     }
@@ -109,6 +112,7 @@ impl Inbound {
             recv,
             meter,
             who,
+            hooks: _,
         } = self;
         let mut send = TunnelSend::new(send, meter.clone());
         // A dial of somebody who has gone meanwhile must not go on.

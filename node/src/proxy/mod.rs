@@ -43,6 +43,7 @@ pub(crate) use self::report::Observer;
 use self::router::{DialError, DialRequest, Misses, Reach};
 use self::routing::Routing;
 use self::session::{Session, Sessions};
+use crate::clock::WallClock;
 use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -82,6 +83,7 @@ pub(crate) struct Shared {
     pub(crate) hooks: Hooks,
     policy: Policy,
     pub(crate) random: Random,
+    pub(crate) clock: WallClock,
     pub(crate) epoch: u64,
     started: Instant,
     /// Holds the state directory for as long as the proxy runs.
@@ -182,6 +184,8 @@ pub struct ProxyParts {
     pub registry: Registry,
     /// Where randomness comes from.
     pub random: Random,
+    /// What certificates are judged by.
+    pub clock: WallClock,
     /// The application's say.
     pub hooks: Hooks,
     /// One runtime per shard; the first one also serves the ingress listeners.
@@ -189,7 +193,7 @@ pub struct ProxyParts {
 }
 
 impl ProxyParts {
-    /// The system's network, no hooks, and one shard on the runtime of the caller.
+    /// The system's network and clock, no hooks, and one shard on the runtime of the caller.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -199,6 +203,7 @@ impl ProxyParts {
             network: Arc::new(SystemNetwork),
             registry: Registry::new(),
             random: Random::system(),
+            clock: WallClock::system(),
             hooks: Hooks::default(),
             shards: vec![Handle::current()],
         }
@@ -252,7 +257,7 @@ impl Proxy {
             Some(dir) => keys::load(dir, &mut parts.random.generator())?,
             // Without a state directory nothing tells this start from another but the time.
             None => EndpointState {
-                epoch: unix_seconds(),
+                epoch: parts.clock.unix_seconds(),
                 keys: EndpointKeys::random(&mut parts.random.generator()),
                 lock: None,
             },
@@ -285,6 +290,7 @@ impl Proxy {
             epoch: state.epoch,
             _state_lock: state.lock,
             random: parts.random.clone(),
+            clock: parts.clock.clone(),
             network: parts.network,
             hooks: parts.hooks,
             policy: Policy::new(config.common.cluster.clone(), config.grants.clone()),
@@ -321,6 +327,7 @@ impl Proxy {
                 let endpoint_parts = EndpointParts {
                     network: &*shared.network,
                     random: &parts.random,
+                    clock: &parts.clock,
                     credentials: &shared.config.common.credentials,
                     config: &shared.config.common.quic,
                     keys: &state.keys,
@@ -557,13 +564,6 @@ fn advertised(configured: &[String], bound: SocketAddr) -> Vec<String> {
         return vec![bound.to_string()];
     }
     configured.to_vec()
-}
-
-fn unix_seconds() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the edge where wall time enters")]
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 /// Dials the targets of one agent through a proxy in this process.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::peers::links::Link;
 use crate::changes::{Changes, Watcher};
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{FrameError, FrameReader};
 
 /// How long changes of the own routes are gathered before gossip tells of them: peers hear of each
 /// at once on their streams, and gossip only lets them notice that they have missed one.
@@ -268,7 +268,7 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         have,
         ext: Vec::new(),
     });
-    send.write_all(&frames::encode(&open)?).await?;
+    send.write_all(&shared.hooks.encode(&open)?).await?;
     let mut reader = FrameReader::default();
     match reader.next::<Answer>(&mut recv).await? {
         Answer::Opened(_) => {}
@@ -323,7 +323,7 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         if let Some(applied) = applied {
             routing.copied.notify();
             let frame = RoutesReaderFrame::Applied(applied);
-            send.write_all(&frames::encode(&frame)?).await?;
+            send.write_all(&shared.hooks.encode(&frame)?).await?;
         }
     }
 }
@@ -365,7 +365,7 @@ pub(super) async fn tell(
         tokio::select! {
             biased;
             error = hear(&reader, recv) => error,
-            error = write(&reader, send) => error,
+            error = write(shared, &reader, send) => error,
         }
     };
     let error = told.await;
@@ -425,7 +425,7 @@ async fn hear(reader: &Reader<'_>, mut recv: RecvStream) -> RoutesError {
     }
 }
 
-async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
+async fn write(shared: &Shared, reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
     let routing = reader.routing;
     let mut changes = routing.changes.watch();
     loop {
@@ -436,7 +436,7 @@ async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
             let Some(frame) = frame else {
                 break;
             };
-            let written = match frames::encode(&frame) {
+            let written = match shared.hooks.encode(&frame) {
                 Ok(bytes) => send.write_all(&bytes).await.map_err(RoutesError::from),
                 Err(error) => Err(error.into()),
             };

@@ -205,7 +205,7 @@ impl Keeper {
 
     /// Says when the own certificate cannot be used any more: it is read once, so no attempt helps.
     fn check_time(&self) -> Result<(), String> {
-        match certs::system_time().current_time() {
+        match self.shared.clock.provider().current_time() {
             Some(now) => self
                 .shared
                 .config

@@ -13,6 +13,7 @@ use mesh_proto::wire::{
     ALPN_AGENT, AgentFrame, Answer, Frame, Member, MemberState, Members, Open, Opened, ProxyFrame,
     ProxyHello, Released,
 };
+use node::clock::WallClock;
 use node::config::QuicConfig;
 use node::quic::endpoint::{self, EndpointParts};
 use node::quic::keys::EndpointKeys;
@@ -153,6 +154,7 @@ impl World {
             credentials: &*self.pki().issue(Kind::Proxy, name)?,
             config: &config,
             keys: &EndpointKeys::random(&mut random.generator()),
+            clock: &WallClock::system(),
         };
         let listen = (Ipv4Addr::UNSPECIFIED, PORT).into();
         let endpoint = endpoint::listen(&parts, listen, &[ALPN_AGENT], false)?.endpoint;

@@ -118,14 +118,9 @@ fn ten_thousand_members() -> Result {
         ensure!((20..=500).contains(&dials), "{dials} dials in ten minutes");
         ensure!(ignored(world, agent, "over_limit")? >= 500);
         let lines = warnings(&logs, "\"proxy\":\"knows-thousands\"");
-        ensure!(
-            lines
-                .iter()
-                .filter(|line| line.contains("over_limit"))
-                .count()
-                == 1,
-            "{lines:?}"
-        );
+        let said = lines.iter().filter(|line| line.contains("over_limit"));
+        let said = said.count();
+        ensure!((1..=3).contains(&said), "{lines:?}");
         // Nobody tells of them any more.
         teller.stop();
         world.run_for(HOUR / 6).await;

@@ -7,3 +7,4 @@ mod membership;
 mod routes;
 mod silence;
 mod support;
+mod versions;

@@ -11,6 +11,7 @@ use mesh_tests::services::pattern;
 use mesh_tests::sim::{
     Action, Answer, HostId, Link, NodeId, Running, Service, Transport, World, echoes, run,
 };
+use node::clock::WallClock;
 use node::net::{Network, Socket};
 use node::random::Random;
 use node::user::forward::Forwarder;
@@ -45,6 +46,7 @@ impl User {
         let parts = UserParts {
             network: network.clone(),
             random: Random::seeded(world.seed()),
+            clock: WallClock::system(),
             on_event: Arc::new(move |event| told.lock().unwrap().push(event.clone())),
         };
         let client = UserClient::start(config, parts)?;

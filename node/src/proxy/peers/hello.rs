@@ -12,7 +12,7 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
 use super::super::Shared;
 use crate::quic::endpoint::EndpointError;
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{FrameError, FrameReader};
 use crate::quic::{identity, transport};
 
 /// A conversation with a peer that did not begin, or ended.
@@ -132,8 +132,10 @@ pub(super) async fn greet(
 ) -> Result<(Control, Profile), PeerError> {
     let (mut send, mut recv) = connection.open_bi().await?;
     let told = shared.mesh.own();
-    let mut bytes = frames::encode(&Open::Control(OpenControl::default()))?;
-    bytes.extend(frames::encode(&hello(told.clone()))?);
+    let mut bytes = shared
+        .hooks
+        .encode(&Open::Control(OpenControl::default()))?;
+    bytes.extend(shared.hooks.encode(&hello(told.clone()))?);
     send.write_all(&bytes).await?;
     let mut reader = FrameReader::default();
     match reader.next::<Answer>(&mut recv).await? {
@@ -168,8 +170,8 @@ pub(super) async fn answer(
     }
     let peer = hello_of(shared, connection, &mut reader, &mut recv).await?;
     let told = shared.mesh.own();
-    let mut bytes = frames::encode(&Answer::Opened(Opened::default()))?;
-    bytes.extend(frames::encode(&hello(told.clone()))?);
+    let mut bytes = shared.hooks.encode(&Answer::Opened(Opened::default()))?;
+    bytes.extend(shared.hooks.encode(&hello(told.clone()))?);
     send.write_all(&bytes).await?;
     admit(shared, connection);
     let control = Control {

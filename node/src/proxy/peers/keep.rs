@@ -70,6 +70,7 @@ impl Source {
             credentials: &common.credentials,
             config: &common.quic,
             keys: &self.keys,
+            clock: &shared.clock,
         };
         Ok(endpoint::dialling(&parts, remote)?.endpoint)
     }
@@ -408,7 +409,13 @@ async fn connect(
     fresh: bool,
 ) -> Result<Greeted, PeerError> {
     let common = &shared.config.common;
-    let client = peer_client_config(&common.credentials, &common.quic, name, &shared.random)?;
+    let client = peer_client_config(
+        &common.credentials,
+        &common.quic,
+        name,
+        &shared.random,
+        &shared.clock,
+    )?;
     let server_name = common.cluster.proxy_dns_name();
     let endpoint = source.endpoint(shared, remote, fresh)?;
     let connection = endpoint.connect_with(client, remote, &server_name)?.await?;

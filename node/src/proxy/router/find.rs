@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::super::Shared;
 use super::super::peers::links::Link;
-use crate::quic::frames::{self, FrameReader};
+use crate::quic::frames::FrameReader;
 
 /// How long all peers together may take to say whether they hold an agent.
 const FIND_DEADLINE: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ pub(super) async fn ask_all(
             .into_iter()
             .filter(|link| !tried.contains(&link.name))
             .map(|link| async move {
-                let holds = holds(&link, agent).await;
+                let holds = holds(shared, &link, agent).await;
                 holds.then_some(link)
             })
             .collect();
@@ -126,10 +126,10 @@ pub(super) async fn ask_all(
 }
 
 /// Whether a peer says that it holds an agent. A peer that fails does not.
-async fn holds(link: &Link, agent: &NodeName) -> bool {
+async fn holds(shared: &Shared, link: &Link, agent: &NodeName) -> bool {
     let question = async {
         let (mut send, mut recv) = link.connection.open_bi().await.ok()?;
-        let open = frames::encode(&Open::Find(OpenFind {
+        let open = shared.hooks.encode(&Open::Find(OpenFind {
             agent: agent.clone(),
             ext: Vec::new(),
         }));
