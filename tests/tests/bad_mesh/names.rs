@@ -86,7 +86,7 @@ fn names_that_are_no_good() -> Result {
             Answer::Addresses(nowhere(1000)),
             "timeout",
             10,
-            40,
+            150,
         ),
         (
             "group.example.com",

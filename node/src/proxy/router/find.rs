@@ -99,8 +99,12 @@ pub(super) async fn ask_all(
         return None;
     }
     let until = until.min(Instant::now() + FIND_DEADLINE);
+    // Whoever could not ask has learnt nothing: a flood of searches must not hide an agent.
+    let running = tokio::time::timeout_at(until, shared.misses.running.acquire());
+    let Ok(Ok(_running)) = running.await else {
+        return None;
+    };
     let asked = async {
-        let _running = shared.misses.running.acquire().await.ok()?;
         let mut answers: FuturesUnordered<_> = shared
             .links
             .all()
