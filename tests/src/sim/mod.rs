@@ -32,7 +32,6 @@
 //! | `nat.rs`, `balancer.rs`, `dns.rs` | what stands between hosts |
 //! | `clock.rs` | wall clocks, which may be wrong |
 //! | `services.rs` | targets for agents |
-//! | `liar.rs` | proxies that say what a scenario wants |
 //! | `trace.rs` | what happened |
 //!
 //! Virtual time moves in steps of a millisecond, tokio's. A frozen host is one whose packets stand
@@ -43,7 +42,6 @@ mod clock;
 mod control;
 mod datagram;
 mod dns;
-pub mod liar;
 mod link;
 mod nat;
 mod network;

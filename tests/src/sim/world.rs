@@ -28,7 +28,7 @@ use crate::pki::Pki;
 use crate::probe::Metrics;
 
 /// The cluster of every simulated fleet.
-pub(super) const CLUSTER: &str = "sim.example.com";
+const CLUSTER: &str = "sim.example.com";
 
 /// The UDP port of simulated proxies.
 const QUIC_PORT: u16 = 7443;
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The largest UDP payload that simulated nodes try: what the default link takes.
-pub(super) const MTU: u16 = 1472;
+const MTU: u16 = 1472;
 
 /// Streams that a simulated agent takes per connection: quinn allocates for each of them, and the
 /// default of 4,096 costs 400 KiB for every connection of a fleet.
