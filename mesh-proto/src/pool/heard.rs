@@ -142,7 +142,10 @@ mod tests {
         for (index, why) in Ignored::ALL.into_iter().enumerate() {
             counts.add(why, index);
         }
-        let listed: Vec<_> = counts.iter().map(|(why, count)| (why.as_str(), count)).collect();
+        let listed: Vec<_> = counts
+            .iter()
+            .map(|(why, count)| (why.as_str(), count))
+            .collect();
         assert_eq!(
             listed,
             [("duplicate", 1), ("stale", 2), ("address", 3), ("ttl", 4)]

@@ -228,7 +228,8 @@ fn choose(shared: &Shared, address: &str, resolved: &[SocketAddr]) -> Vec<Socket
     if remotes.len() > ADDRESSES_MAX {
         if shared.pool.is_news(address, What::Resolve, String::new()) {
             tracing::warn!(
-                address, addresses = remotes.len(),
+                address,
+                addresses = remotes.len(),
                 "a name has more addresses than are tried in one attempt; {ADDRESSES_MAX} are drawn each time"
             );
         }

@@ -72,8 +72,7 @@ impl Failures {
             && now < failing.last + FORGET_AFTER
         {
             let is_change = failing.gist != gist && failing.said < CHANGES_MAX;
-            let is_due =
-                failing.times >= REPEAT_WARNING && failing.said_last + REPEAT_AFTER <= now;
+            let is_due = failing.times >= REPEAT_WARNING && failing.said_last + REPEAT_AFTER <= now;
             failing.gist = gist;
             failing.last = now;
             if !is_change && !is_due {
@@ -134,7 +133,12 @@ mod tests {
     }
 
     /// How many of `count` failures are said, one every `pause` seconds.
-    fn said(failures: &mut Failures, count: u64, pause: u64, gist: impl Fn(u64) -> String) -> usize {
+    fn said(
+        failures: &mut Failures,
+        count: u64,
+        pause: u64,
+        gist: impl Fn(u64) -> String,
+    ) -> usize {
         let is_said = |index: &u64| {
             let telling = failures.failed(at(index * pause), "a", What::Connect, gist(*index));
             telling == Telling::News

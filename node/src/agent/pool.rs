@@ -235,15 +235,21 @@ impl Lease {
 /// What is wrong, and where to look.
 fn explain(why: Ignored) -> &'static str {
     match why {
-        Ignored::OverLimit => "there are more of them than any mesh has; is that proxy what it should be?",
-        Ignored::Duplicate => "it tells of one several times, and the last word counts; what version is it?",
+        Ignored::OverLimit => {
+            "there are more of them than any mesh has; is that proxy what it should be?"
+        }
+        Ignored::Duplicate => {
+            "it tells of one several times, and the last word counts; what version is it?"
+        }
         Ignored::Stale => {
             "it goes on telling of an earlier start or generation; has a proxy lost its state_dir, or does that one hear nothing of its peers?"
         }
         Ignored::Address => {
             "an advertised address is none that can be dialled; check quic.advertise of the proxies"
         }
-        Ignored::Ttl => "a time to live is out of bounds, and another one counts; what version is it?",
+        Ignored::Ttl => {
+            "a time to live is out of bounds, and another one counts; what version is it?"
+        }
     }
 }
 
@@ -344,6 +350,14 @@ pub(super) async fn run(shared: Arc<Shared>, shards: Vec<Handle>) {
     }
     // The connections hear of the leave, or of the cut, by themselves.
     tasks.join_all().await;
+    let inner = state.lock();
+    let now = state.now();
+    let (counts, backoff) = (
+        inner.pool.counts(now),
+        inner.pool.backoff_until().since(now),
+    );
+    drop(inner);
+    shared.metrics.pool(&counts, backoff);
 }
 
 fn decide(shared: &Shared) -> (Vec<Action>, Option<Time>) {

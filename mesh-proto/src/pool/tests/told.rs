@@ -239,9 +239,21 @@ fn what_is_ignored_is_counted() {
             vec![member(1), member(2), member(1), member(1)],
             vec![(Ignored::Duplicate, 2)],
         ),
-        ("an older start", vec![with(older)], vec![(Ignored::Stale, 1)]),
-        ("the same start", vec![with(back)], vec![(Ignored::Stale, 1)]),
-        ("addresses", vec![with(garbage)], vec![(Ignored::Address, 4)]),
+        (
+            "an older start",
+            vec![with(older)],
+            vec![(Ignored::Stale, 1)],
+        ),
+        (
+            "the same start",
+            vec![with(back)],
+            vec![(Ignored::Stale, 1)],
+        ),
+        (
+            "addresses",
+            vec![with(garbage)],
+            vec![(Ignored::Address, 4)],
+        ),
         (
             "its own generation",
             vec![Member {
