@@ -442,6 +442,9 @@ async fn attempt(
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),
         }
+        if Instant::now() >= end {
+            break;
+        }
     }
     Err(last.unwrap_or(ConnectError::NoAddress))
 }

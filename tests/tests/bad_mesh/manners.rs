@@ -100,6 +100,8 @@ fn bad_manners_are_met_with_patience() -> Result {
         });
         let fickle = serve(move |connection| async move {
             let _streams = welcome(&connection, cluster, "fickle").await?;
+            // A close that comes with the hello would go before it.
+            tokio::time::sleep(SECOND / 10).await;
             connection.close(77u32.into(), b"after all, no");
             Ok(())
         });

@@ -127,7 +127,11 @@ fn a_thousand_addresses_are_tried_a_few_at_a_time() -> Result {
         // 40 s, with a second to close each of sixteen, and the wait.
         let attempts = connects(world, agent, "timeout")?;
         ensure!((7..=15).contains(&attempts), "{attempts} attempts");
-        assert_eq!(world.net().questions(NAME) - attempts, 1);
+        let asked = world.net().questions(NAME);
+        ensure!(
+            asked - attempts <= 1,
+            "{asked} questions, {attempts} attempts"
+        );
         let packets = lost_to_nobody(world) - sent;
         ensure!(packets < 16 * 16 * 8, "{packets} packets");
         log.says_once(&["more addresses"], "\"addresses\":1000")?;

@@ -7,7 +7,6 @@ use mesh_proto::name::Generation;
 use mesh_proto::wire::{MEMBERS_MAX, Member};
 use mesh_tests::Result;
 use mesh_tests::rogue::{Serve, encoded, member, serve, tells, view, welcome};
-use mesh_tests::sim::World;
 
 use crate::support::{MINUTE, MS, Mesh, SECOND, lost_to_nobody, scenario};
 
@@ -118,10 +117,10 @@ fn names_that_are_none_end_the_connection() -> Result {
         let mut ended = 0;
         for (what, rogue) in whats.iter().zip(&mesh.rogues) {
             let why = match what.as_str() {
-                "group-empty" | "group-odd" => "group \\\\\\\"",
+                "group-empty" | "group-odd" => "group \\\"",
                 "no-utf8" => "UTF-8",
                 "crowd" | "claim" => "10000 members, and at most 1024 are allowed",
-                _ => "name \\\\\\\"",
+                _ => "name \\\"",
             };
             log.says_once(&[&format!("\"proxy\":\"{what}\"")], why)?;
             let dials = rogue.accepted();
