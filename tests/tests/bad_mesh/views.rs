@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use mesh_proto::name::Generation;
 use mesh_proto::wire::{MEMBERS_MAX, Member};
 use mesh_tests::Result;
-use mesh_tests::rogue::{Serve, encoded, member, serve, tells, view, welcome};
+use mesh_tests::rogue::{Rogue, Serve, encoded, member, serve, tells, view, welcome};
 
 use crate::support::{MINUTE, MS, Mesh, SECOND, lost_to_nobody, scenario};
 
@@ -162,6 +162,34 @@ fn duplicates_are_counted_and_absence_is_nothing() -> Result {
         assert_eq!(mesh.ignored(world, "duplicate")?, 2);
         log.says_once(&["\"proxy\":\"repeats\""], "the last word counts")?;
         assert_eq!(log.warnings(&[]).len(), 1);
+        Ok(())
+    })
+}
+
+/// A proxy that nobody tells of, not even itself, is forgotten while its connection stands: it is kept,
+/// and looked for now and then.
+#[test]
+fn a_proxy_that_forgets_itself_is_kept() -> Result {
+    scenario("a_proxy_that_forgets_itself_is_kept", async |world, log| {
+        let absent = encoded(&view(vec![]))?;
+        let forgets = tells(world.cluster(), "forgets", absent);
+        let rogue = Rogue::start(world, "forgets", &forgets)?;
+        let address = rogue.address.to_string();
+        let agents = world
+            .start_agents_with(1, |_, plan| {
+                plan.config.proxies = vec![address.clone()];
+                Ok(())
+            })
+            .await?;
+        world.run_for(SECOND).await;
+        for _ in 0..30 * 60 {
+            world.run_for(SECOND).await;
+            ensure!(world.connections(agents[0]) == 1, "it was let go");
+        }
+        // Every three minutes, when what its hello said has expired.
+        let dials = rogue.accepted();
+        ensure!((2..=1 + 10).contains(&dials), "{dials} dials");
+        assert_eq!(log.warnings(&[]).len(), 0);
         Ok(())
     })
 }
