@@ -195,6 +195,10 @@ pub(super) async fn connect(
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),
         }
+        // To say goodbye takes its time, too.
+        if Instant::now() >= end {
+            break;
+        }
     }
     Err(last.unwrap_or_else(|| resolve_error(io::ErrorKind::NotFound.into())))
 }

@@ -350,6 +350,14 @@ pub(super) async fn run(shared: Arc<Shared>, shards: Vec<Handle>) {
     }
     // The connections hear of the leave, or of the cut, by themselves.
     tasks.join_all().await;
+    let inner = state.lock();
+    let now = state.now();
+    let (counts, backoff) = (
+        inner.pool.counts(now),
+        inner.pool.backoff_until().since(now),
+    );
+    drop(inner);
+    shared.metrics.pool(&counts, backoff);
 }
 
 fn decide(shared: &Shared) -> (Vec<Action>, Option<Time>) {
@@ -433,6 +441,9 @@ async fn attempt(
         match connect::connect(shared, address, proxy, until).await {
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),
+        }
+        if Instant::now() >= end {
+            break;
         }
     }
     Err(last.unwrap_or(ConnectError::NoAddress))

@@ -156,6 +156,12 @@ impl World {
         self.seed
     }
 
+    /// The name of the fleet's cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &'static str {
+        CLUSTER
+    }
+
     /// The authority of the fleet.
     #[must_use]
     pub fn pki(&self) -> &Pki {
