@@ -3,7 +3,6 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::Context as _;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
@@ -40,6 +39,12 @@ impl Machine {
         let udp_rcvbuf_max_bytes =
             read("/proc/sys/net/core/rmem_max").and_then(|text| text.parse().ok());
         let namespace = own_namespace && enter_namespace();
+        let mut tcp_congestion =
+            read("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
+        // Where the kernel has no CUBIC, the table says what there was.
+        if namespace && set_congestion(LOOPBACK_CONGESTION).is_ok() {
+            LOOPBACK_CONGESTION.clone_into(&mut tcp_congestion);
+        }
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let value = |text: &str, name: &str| {
             text.lines()
@@ -55,7 +60,7 @@ impl Machine {
             cpus: std::thread::available_parallelism()?.get(),
             memory_gib: (memory_kib + (1 << 19)) >> 20,
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
-            tcp_congestion: read("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default(),
+            tcp_congestion,
             namespace,
             udp_rcvbuf_max_bytes,
             descriptors: raise_descriptors()?,
@@ -86,16 +91,23 @@ fn enter_namespace() -> bool {
         // Nothing can be measured in a namespace without loopback, and there is no way back.
         eprintln!("no loopback in a network namespace of our own: {error}");
     }
-    // Where the kernel has no CUBIC, the table says what there was.
-    let _ = set_congestion(LOOPBACK_CONGESTION);
     // New connections are counted in tens of thousands, and closed ones keep their port a while.
     let _ = fs::write("/proc/sys/net/ipv4/ip_local_port_range", "2048 65000");
     true
 }
 
-/// Sets TCP's congestion control for new sockets in the namespace of this thread.
+/// Has TCP over loopback use this congestion control. By the route: the setting of a namespace can
+/// only be what the whole machine allows to everybody.
 fn set_congestion(name: &str) -> anyhow::Result<()> {
-    fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name).context("congestion control")
+    for local in ["127.0.0.0/8", "127.0.0.1"] {
+        run(Command::new("ip")
+            .args([
+                "route", "replace", "local", local, "dev", "lo", "table", "local",
+            ])
+            .args(["proto", "kernel", "scope", "host", "src", "127.0.0.1"])
+            .args(["congctl", name]))?;
+    }
+    Ok(())
 }
 
 /// As many descriptors as allowed, up to what is needed; child processes inherit the limit.

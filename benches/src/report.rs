@@ -84,6 +84,14 @@ impl Report {
         self.machine.descriptors
     }
 
+    /// Says that something could not be measured. Logs are for who is there now.
+    pub(crate) fn failed(&mut self, error: &anyhow::Error) {
+        eprintln!("  {error:#}");
+        let text = format!("{error:#}");
+        let line = text.lines().next().unwrap_or_default();
+        self.notes.push(format!("Not measured: {line}"));
+    }
+
     /// Says something, once.
     pub(crate) fn note(&mut self, note: String) {
         if !self.notes.contains(&note) {

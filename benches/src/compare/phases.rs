@@ -208,7 +208,7 @@ impl Bench {
                         let values = [("near_kib", near / 1024.0), ("far_kib", far / 1024.0)];
                         self.report.add(0, subject.name(), &load, &values);
                     }
-                    Err(error) => self.report.note(format!("not measured: {error:#}")),
+                    Err(error) => self.report.failed(&error),
                 }
             }
         }
@@ -279,7 +279,7 @@ impl Bench {
                     .await;
                 match measured.with_context(|| format!("{name}, {load}")) {
                     Ok(values) => self.report.add(0, name, &load, &values),
-                    Err(error) => self.report.note(format!("not measured: {error:#}")),
+                    Err(error) => self.report.failed(&error),
                 }
             }
         }

@@ -37,19 +37,12 @@ pub(crate) struct TunLink {
 }
 
 impl TunLink {
-    /// Makes it. `congestion` is TCP's in both namespaces.
+    /// Makes it. `congestion` is that of TCP over it.
     pub(crate) fn new(config: LinkConfig, congestion: &str) -> anyhow::Result<Self> {
-        let namespaces = [Namespace::new("near")?, Namespace::new("far")?];
-        let [near, far] = &namespaces;
+        let mut namespaces = [Namespace::new("near")?, Namespace::new("far")?];
+        let [near, far] = &mut namespaces;
         near.join(Ipv4Addr::new(10, 98, 1, 1), ENTRY)?;
         far.join(SERVICE, Ipv4Addr::new(10, 98, 2, 2))?;
-        for namespace in &namespaces {
-            namespace.exec(&[
-                "sysctl",
-                "-qw",
-                &format!("net.ipv4.tcp_congestion_control={congestion}"),
-            ])?;
-        }
         // One thread: two directions of 20,000 packets a second are little work for it.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -57,7 +50,10 @@ impl TunLink {
             .build()?;
         {
             let _runtime = runtime.enter();
-            let [a, b] = [near.tun(NEAR, FAR)?, far.tun(FAR, NEAR)?];
+            let [a, b] = [
+                near.tun(NEAR, FAR, congestion)?,
+                far.tun(FAR, NEAR, congestion)?,
+            ];
             let (a, b) = (std::sync::Arc::new(a), std::sync::Arc::new(b));
             runtime.spawn(carry(a.clone(), b.clone(), Wire::new(config, 1)));
             runtime.spawn(carry(b, a, Wire::new(config, 2)));
@@ -117,6 +113,8 @@ async fn carry(from: std::sync::Arc<Tun>, to: std::sync::Arc<Tun>, mut wire: Wir
 struct Namespace {
     name: String,
     number: u32,
+    /// This process's end of the pair that leads there.
+    veth: Option<String>,
 }
 
 impl Namespace {
@@ -125,17 +123,22 @@ impl Namespace {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("mesh-benches-{}-{number}-{role}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self { name, number };
+        let namespace = Self {
+            name,
+            number,
+            veth: None,
+        };
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
     }
 
     /// Joins it to the namespace of this process, with an address on either side.
-    fn join(&self, here: Ipv4Addr, there: Ipv4Addr) -> anyhow::Result<()> {
+    fn join(&mut self, here: Ipv4Addr, there: Ipv4Addr) -> anyhow::Result<()> {
         let veth = format!("mb{}v{}", std::process::id(), self.number);
         run(Command::new("ip")
             .args(["link", "add", &veth, "type", "veth", "peer", "name", "user"])
             .args(["netns", &self.name]))?;
+        self.veth = Some(veth.clone());
         run(Command::new("ip").args(["addr", "add", &format!("{here}/24"), "dev", &veth]))?;
         run(Command::new("ip").args(["link", "set", &veth, "up"]))?;
         self.ip(&["addr", "add", &format!("{there}/24"), "dev", "user"])?;
@@ -143,7 +146,7 @@ impl Namespace {
     }
 
     /// A TUN device in it, whose packets are read and written here.
-    fn tun(&self, address: Ipv4Addr, peer: Ipv4Addr) -> anyhow::Result<Tun> {
+    fn tun(&self, address: Ipv4Addr, peer: Ipv4Addr, congestion: &str) -> anyhow::Result<Tun> {
         let name = format!("mb{}t{}", std::process::id(), self.number);
         let tun = Tun::builder()
             .name(&name)
@@ -153,42 +156,30 @@ impl Namespace {
             .pop()
             .context("no TUN device")?;
         run(Command::new("ip").args(["link", "set", &name, "netns", &self.name]))?;
-        let address = address.to_string();
+        let (address, peer) = (address.to_string(), peer.to_string());
+        self.ip(&["addr", "add", &address, "peer", &peer, "dev", &name])?;
+        self.ip(&["link", "set", &name, "mtu", &MTU.to_string()])?;
+        self.ip(&["link", "set", &name, "txqueuelen", "10000", "up"])?;
         self.ip(&[
-            "addr",
-            "add",
-            &address,
-            "peer",
-            &peer.to_string(),
-            "dev",
-            &name,
+            "route", "replace", &peer, "dev", &name, "src", &address, "congctl", congestion,
         ])?;
-        self.ip(&[
-            "link",
-            "set",
-            &name,
-            "mtu",
-            &MTU.to_string(),
-            "txqueuelen",
-            "10000",
-        ])?;
-        self.ip(&["link", "set", &name, "up"])?;
         Ok(tun)
     }
 
     fn ip(&self, args: &[&str]) -> anyhow::Result<()> {
         run(Command::new("ip").args(["-n", &self.name]).args(args))
     }
-
-    fn exec(&self, args: &[&str]) -> anyhow::Result<()> {
-        run(Command::new("ip")
-            .args(["netns", "exec", &self.name])
-            .args(args))
-    }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        // The kernel deletes what was in a namespace some time after it: until then, the address at
+        // this end would lead nowhere.
+        if let Some(veth) = self.veth.take()
+            && let Err(error) = run(Command::new("ip").args(["link", "del", &veth]))
+        {
+            eprintln!("an interface is left behind: {error:#}");
+        }
         if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
             eprintln!("a network namespace is left behind: {error:#}");
         }

@@ -69,6 +69,7 @@ impl Report {
              same round.",
             machine.load_before,
             match self.rounds {
+                0 => "No rounds".to_owned(),
                 1 => "One round".to_owned(),
                 rounds => format!("{rounds} interleaved rounds"),
             },
