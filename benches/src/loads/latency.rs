@@ -7,7 +7,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -50,8 +50,14 @@ pub(crate) async fn run(entry: SocketAddr, schedule: Schedule) -> anyhow::Result
 }
 
 fn run_threads(entry: SocketAddr, schedule: Schedule) -> anyhow::Result<Latencies> {
-    let sockets = (0..schedule.connections)
-        .map(|_| open(entry))
+    // All at once: where a round trip takes long, one after the other would take longer than the
+    // measurement.
+    let sockets: Vec<_> = (0..schedule.connections)
+        .map(|_| thread::spawn(move || open(entry)))
+        .collect();
+    let sockets = sockets
+        .into_iter()
+        .map(joined)
         .collect::<anyhow::Result<Vec<_>>>()?;
     let begin = Instant::now() + LEAD;
     let threads: Vec<_> = (0..)
@@ -64,11 +70,14 @@ fn run_threads(entry: SocketAddr, schedule: Schedule) -> anyhow::Result<Latencie
         .collect();
     let mut all = histogram()?;
     for thread in threads {
-        let one = thread.join().map_err(|_| anyhow::anyhow!("a panic"))??;
-        all.add(one)?;
+        all.add(joined(thread)?)?;
     }
     ensure!(!all.is_empty(), "no request was due");
     Ok(Latencies(all))
+}
+
+fn joined<T>(thread: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("a panic"))?
 }
 
 fn histogram() -> anyhow::Result<Histogram<u64>> {
