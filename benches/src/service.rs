@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,14 +30,29 @@ pub(crate) const BULK_BYTES: usize = 256 << 10;
 /// Bytes of a small request, and of its response.
 pub(crate) const MESSAGE_BYTES: usize = 64;
 
+/// How long former streams may take to be gone.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
 
-/// Bytes that went through the service.
+/// What goes through the service in bulk streams.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
+    open: AtomicUsize,
+}
+
+impl Counters {
+    /// Waits until what former bulk streams have left in the tunnels is gone, which else would be
+    /// counted, and be carried, with what is measured next.
+    pub(crate) async fn drained(&self) {
+        let began = Instant::now();
+        while self.open.load(Ordering::Relaxed) > 0 && began.elapsed() < DRAIN_PATIENCE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 /// A running service. It lives as long as the process.
@@ -125,13 +141,19 @@ async fn serve(
         }
     }
     let socket = socket.into_std()?;
+    counters.open.fetch_add(1, Ordering::Relaxed);
     bulk.spawn(async move {
-        let mut socket = TcpStream::from_std(socket)?;
-        if mode == Mode::Download as u8 {
-            send(&mut socket, &counters.sent).await
-        } else {
-            receive(&mut socket, &counters.received).await
-        }
+        let served = async {
+            let mut socket = TcpStream::from_std(socket)?;
+            if mode == Mode::Download as u8 {
+                send(&mut socket, &counters.sent).await
+            } else {
+                receive(&mut socket, &counters.received).await
+            }
+        };
+        let served = served.await;
+        counters.open.fetch_sub(1, Ordering::Relaxed);
+        served
     });
     Ok(())
 }

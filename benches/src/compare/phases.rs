@@ -146,8 +146,6 @@ impl Bench {
         let window = tokio::time::sleep(self.times.bulk);
         let (moved, ()) = bulk.during(&running.pids(), window).await?;
         bulk.end().await;
-        // What is under way of it drains before the next measurement.
-        tokio::time::sleep(self.times.warm_up / 2).await;
         Ok([
             ("gbit_per_s", moved.gbit_per_s()),
             ("cpu_s_per_gib", moved.cpu_s_per_gib()),
@@ -176,7 +174,7 @@ impl Bench {
         }
         let latencies = latency::run(running.entry(), self.times.requests()).await?;
         drop(stalled);
-        tokio::time::sleep(self.times.warm_up).await;
+        self.service.counters().drained().await;
         Ok(micros(&latencies))
     }
 
@@ -310,6 +308,7 @@ impl Bench {
         tokio::time::sleep(self.times.link_warm_up).await;
         let requests = latency::run(running.entry(), self.times.link_requests());
         let (moved, latencies) = bulk.during(&running.pids(), requests).await?;
+        bulk.end().await;
         let latencies = latencies?;
         Ok([
             ("mbit_per_s", moved.gbit_per_s() * 1e3),

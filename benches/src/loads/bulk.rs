@@ -64,6 +64,8 @@ impl<'a> Bulk<'a> {
                 Direction::Up => Mode::Upload,
             };
             let mut socket = open(entry, mode).await?;
+            // What is under way when a stream ends is of no interest to anybody.
+            socket.set_zero_linger()?;
             let here = here.clone();
             tasks.spawn(async move {
                 match direction {
@@ -110,8 +112,9 @@ impl<'a> Bulk<'a> {
         Ok((moved, result))
     }
 
-    /// Ends all streams.
+    /// Ends all streams, and waits until they are gone.
     pub(crate) async fn end(mut self) {
         self.tasks.shutdown().await;
+        self.service.drained().await;
     }
 }
