@@ -37,7 +37,8 @@ pub(crate) struct CompareArgs {
     /// Measures these loads alone.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LOAD,…")]
     loads: Vec<Load>,
-    /// Another tunnel, by its binary: rathole=PATH, frp=PATH/frps, frp-quic=PATH/frps.
+    /// Another tunnel, by its binary: rathole=PATH, frp=PATH/frps, frp-quic=PATH/frps; or node=PATH,
+    /// another build of this one.
     #[arg(long, value_name = "NAME=PATH")]
     peer: Vec<Peer>,
     /// Idle agents at one proxy: 1,000 (100 with --quick), or as many as said here.
@@ -120,7 +121,7 @@ async fn measure(args: &CompareArgs, machine: Machine) -> anyhow::Result<Report>
         Box::new(Node::mtu_1500(&args.set)),
         Box::new(Node::new(&args.set)),
     ];
-    subjects.extend(args.peer.iter().map(Peer::subject));
+    subjects.extend(args.peer.iter().map(|peer| peer.subject(&args.set)));
     let mut bench = Bench {
         report: Report::new(machine, &baseline, args.quick, &args.set),
         service,

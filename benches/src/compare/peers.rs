@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::subjects::Subject;
 use crate::subjects::frp::Frp;
+use crate::subjects::node::Node;
 use crate::subjects::rathole::Rathole;
 
 /// `NAME=PATH`.
@@ -21,6 +22,7 @@ enum Kind {
     Rathole,
     Frp,
     FrpQuic,
+    Node,
 }
 
 impl FromStr for Peer {
@@ -32,7 +34,8 @@ impl FromStr for Peer {
             "rathole" => Kind::Rathole,
             "frp" => Kind::Frp,
             "frp-quic" => Kind::FrpQuic,
-            _ => bail!("{name:?} is not known: rathole, frp and frp-quic are"),
+            "node" => Kind::Node,
+            _ => bail!("{name:?} is not known: rathole, frp, frp-quic and node are"),
         };
         // Its processes run in directories of their own.
         let binary = std::path::absolute(path)?;
@@ -42,7 +45,8 @@ impl FromStr for Peer {
 }
 
 impl Peer {
-    pub(crate) fn subject(&self) -> Box<dyn Subject> {
+    /// `settings` are those of `node`.
+    pub(crate) fn subject(&self, settings: &[String]) -> Box<dyn Subject> {
         let binary = self.binary.clone();
         match self.kind {
             Kind::Rathole => Box::new(Rathole { binary }),
@@ -51,6 +55,7 @@ impl Peer {
                 quic: false,
             }),
             Kind::FrpQuic => Box::new(Frp { binary, quic: true }),
+            Kind::Node => Box::new(Node::other(binary, settings)),
         }
     }
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::peers::Peer;
 use super::times::Times;
 use super::{CompareArgs, Load};
 use crate::link::LinkConfig;
@@ -200,7 +199,7 @@ impl Bench {
                 Box::new(Relay::Tls),
                 Box::new(Node::new(&args.set).streams_max(streams * 2)),
             ];
-            subjects.extend(args.peer.iter().map(Peer::subject));
+            subjects.extend(args.peer.iter().map(|peer| peer.subject(&args.set)));
             for subject in subjects {
                 let mut running = Running::start(&*subject, &self.loopback()).await?;
                 let measured = idle::memory(running.entry(), running.pids(), streams).await;
@@ -263,7 +262,7 @@ impl Bench {
         subjects.push((Box::new(bbr), name, "cubic"));
         if is_whole {
             for peer in &args.peer {
-                let subject = peer.subject();
+                let subject = peer.subject(&args.set);
                 let name = subject.name().to_owned();
                 subjects.push((subject, name, "cubic"));
             }

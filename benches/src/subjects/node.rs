@@ -24,6 +24,8 @@ pub(crate) struct Node {
     quic: String,
     /// `--set` of both.
     settings: Vec<String>,
+    /// Another binary than the one beside this program.
+    binary: Option<PathBuf>,
 }
 
 impl Node {
@@ -33,6 +35,7 @@ impl Node {
             name: "node".into(),
             quic: String::new(),
             settings: settings.to_vec(),
+            binary: None,
         }
     }
 
@@ -41,6 +44,14 @@ impl Node {
         let mut node = Self::new(settings).called("node, MTU 1500");
         let _ = writeln!(node.quic, "mtu_max = {MTU_1500}");
         node
+    }
+
+    /// Another build, with packets as on a path whose MTU is 1500.
+    pub(crate) fn other(binary: PathBuf, settings: &[String]) -> Self {
+        Self {
+            binary: Some(binary),
+            ..Self::mtu_1500(settings).called("other node, MTU 1500")
+        }
     }
 
     /// With another congestion controller.
@@ -100,7 +111,10 @@ impl Subject for Node {
                  [agent]\nproxies = [\"{dialled}\"]\nallow = [\"{target}\"]\n"
             ),
         )?;
-        let binary = binary()?;
+        let binary = match &self.binary {
+            Some(binary) => binary.clone(),
+            None => binary()?,
+        };
         let start = |mut command: Command, name: &str| {
             command.args(["--config", &format!("{name}.toml")]);
             for setting in &self.settings {
