@@ -87,7 +87,12 @@ impl Report {
     fn table(&self, columns: &[Column]) -> Option<String> {
         let columns: Vec<&Column> = columns
             .iter()
-            .filter(|column| !self.subjects(|load| load == column.load).is_empty())
+            .filter(|column| {
+                let subjects = self.subjects(|load| load == column.load);
+                subjects
+                    .iter()
+                    .any(|subject| self.median(subject, &column.load, column.metric).is_some())
+            })
             .collect();
         let subjects = self.subjects(|load| columns.iter().any(|column| column.load == load));
         if subjects.is_empty() {
