@@ -16,8 +16,13 @@ use tokio::sync::Notify;
 ///
 /// Lives end when somebody looks, or waits in a watch while tokio's clock reaches their end: its
 /// [`Clock`] is to go with that one, as [`super::virtual_clock`] does.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Memory {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     clock: Clock,
     state: Mutex<State>,
     changed: Notify,
@@ -35,27 +40,32 @@ struct State {
 impl Memory {
     /// With nothing in it.
     #[must_use]
-    pub fn new(clock: Clock) -> Arc<Self> {
-        Arc::new(Self {
-            clock,
-            state: Mutex::new(State {
-                entries: BTreeMap::new(),
-                history: Vec::new(),
-                revision: Revision(1),
-                forgotten: Revision::NONE,
-                is_closed: false,
+    pub fn new(clock: Clock) -> Self {
+        let state = State {
+            entries: BTreeMap::new(),
+            history: Vec::new(),
+            revision: Revision(1),
+            forgotten: Revision::NONE,
+            is_closed: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                clock,
+                state: Mutex::new(state),
+                changed: Notify::new(),
             }),
-            changed: Notify::new(),
-        })
+        }
     }
 
     /// Forgets all changes up to now.
     pub fn compact(&self) {
-        let mut state = self.lock();
+        let mut state = self.shared.lock();
         state.history.clear();
         state.forgotten = state.revision;
     }
+}
 
+impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -149,11 +159,11 @@ fn done<'a, T: Send + 'a>(result: Result<T, StoreError>) -> BoxFuture<'a, Result
     Box::pin(std::future::ready(result))
 }
 
-impl Store for Arc<Memory> {
+impl Store for Memory {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
         done((|| {
             check_key(key)?;
-            Ok(self.state()?.entries.get(key).map(|(entry, _)| entry.clone()))
+            Ok(self.shared.state()?.entries.get(key).map(|(entry, _)| entry.clone()))
         })())
     }
 
@@ -170,7 +180,7 @@ impl Store for Arc<Memory> {
             let ttl_ms = ttl.map_or(0, |ttl| ttl.as_millis());
             let ttl_ms = usize::try_from(ttl_ms).unwrap_or(usize::MAX);
             within("a time to live", ttl_ms, usize::try_from(TTL_MAX.as_millis()).unwrap_or(0))?;
-            let mut state = self.state()?;
+            let mut state = self.shared.state()?;
             let current = state.current(key);
             if current != expected {
                 return Err(StoreError::Conflict { current });
@@ -186,10 +196,10 @@ impl Store for Arc<Memory> {
                 created,
                 modified: revision,
             };
-            let end_ms = ttl.map(|_| self.clock.now_ms().saturating_add(ttl_ms as u64));
+            let end_ms = ttl.map(|_| self.shared.clock.now_ms().saturating_add(ttl_ms as u64));
             state.history.push(Event::Put(entry.clone()));
             state.entries.insert(key.to_owned(), (entry, end_ms));
-            self.changed.notify_waiters();
+            self.shared.changed.notify_waiters();
             Ok(revision)
         })())
     }
@@ -201,7 +211,7 @@ impl Store for Arc<Memory> {
     ) -> BoxFuture<'a, Result<Option<Revision>, StoreError>> {
         done((|| {
             check_key(key)?;
-            let mut state = self.state()?;
+            let mut state = self.shared.state()?;
             let current = state.current(key);
             if expected.is_some_and(|expected| expected != current) {
                 return Err(StoreError::Conflict { current });
@@ -210,13 +220,13 @@ impl Store for Arc<Memory> {
                 return Ok(None);
             }
             let revision = state.remove(key);
-            self.changed.notify_waiters();
+            self.shared.changed.notify_waiters();
             Ok(Some(revision))
         })())
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        done(self.state().map(|state| {
+        done(self.shared.state().map(|state| {
             let begins_so = |entry: &&Entry| entry.key.starts_with(prefix);
             let entries = state.entries.values().map(|(entry, _)| entry);
             Listing {
@@ -231,10 +241,10 @@ impl Store for Arc<Memory> {
         prefix: &'a str,
         after: Revision,
     ) -> BoxFuture<'a, Result<Box<dyn Watch>, StoreError>> {
-        done(self.state().and_then(|state| {
+        done(self.shared.state().and_then(|state| {
             state.check_known(after)?;
             let watch: Box<dyn Watch> = Box::new(MemoryWatch {
-                memory: Arc::clone(self),
+                memory: Arc::clone(&self.shared),
                 prefix: prefix.to_owned(),
                 after,
             });
@@ -243,15 +253,15 @@ impl Store for Arc<Memory> {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.lock().is_closed = true;
-        self.changed.notify_waiters();
+        self.shared.lock().is_closed = true;
+        self.shared.changed.notify_waiters();
         Box::pin(std::future::ready(()))
     }
 }
 
 #[derive(Debug)]
 struct MemoryWatch {
-    memory: Arc<Memory>,
+    memory: Arc<Shared>,
     prefix: String,
     after: Revision,
 }

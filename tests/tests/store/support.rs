@@ -16,10 +16,10 @@ use node::store::{
 use tempfile::TempDir;
 
 /// What a store says.
-pub type Answer<T> = std::result::Result<T, StoreError>;
+pub(crate) type Answer<T> = std::result::Result<T, StoreError>;
 
 /// A store, and what a test can do to it from outside.
-pub trait Engine: Sized + Send + Sync {
+pub(crate) trait Engine: Sized + Send + Sync {
     /// A store with nothing in it.
     fn start() -> impl Future<Output = Result<Self>> + Send;
 
@@ -62,7 +62,7 @@ macro_rules! over_engines {
 }
 
 /// A file, whose clock the test moves.
-pub struct Redb {
+pub(crate) struct Redb {
     store: Arc<dyn Store>,
     now_ms: Arc<AtomicU64>,
     _dir: TempDir,
@@ -116,8 +116,8 @@ impl Engine for Redb {
 }
 
 /// The one for simulations: what it does is what the others do.
-pub struct InMemory {
-    memory: Arc<Memory>,
+pub(crate) struct InMemory {
+    memory: Memory,
     store: Arc<dyn Store>,
     now_ms: Arc<AtomicU64>,
 }
@@ -152,7 +152,7 @@ impl Engine for InMemory {
 }
 
 /// The next changes; a bound for what hangs, and no claim about speed.
-pub async fn next(watch: &mut dyn Watch) -> Result<Vec<Event>> {
+pub(crate) async fn next(watch: &mut dyn Watch) -> Result<Vec<Event>> {
     let events = tokio::time::timeout(PATIENCE, watch.next())
         .await
         .context("no change came")??;
@@ -161,7 +161,7 @@ pub async fn next(watch: &mut dyn Watch) -> Result<Vec<Event>> {
 }
 
 /// Changes until `count` have come.
-pub async fn next_many(watch: &mut dyn Watch, count: usize) -> Result<Vec<Event>> {
+pub(crate) async fn next_many(watch: &mut dyn Watch, count: usize) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     while events.len() < count {
         events.extend(next(watch).await?);
@@ -171,7 +171,7 @@ pub async fn next_many(watch: &mut dyn Watch, count: usize) -> Result<Vec<Event>
 }
 
 /// What a watch from there says first, wherever it says it.
-pub async fn first_answer(
+pub(crate) async fn first_answer(
     store: &dyn Store,
     prefix: &str,
     after: Revision,
@@ -186,7 +186,7 @@ pub async fn first_answer(
 }
 
 /// Keys and values of a list.
-pub fn pairs(listing: &Listing) -> Vec<(&str, &[u8])> {
+pub(crate) fn pairs(listing: &Listing) -> Vec<(&str, &[u8])> {
     listing
         .entries
         .iter()
@@ -195,7 +195,7 @@ pub fn pairs(listing: &Listing) -> Vec<(&str, &[u8])> {
 }
 
 /// What an event says: key, and the value unless it was a deletion.
-pub fn said(events: &[Event]) -> Vec<(&str, Option<&[u8]>)> {
+pub(crate) fn said(events: &[Event]) -> Vec<(&str, Option<&[u8]>)> {
     events
         .iter()
         .map(|event| match event {

@@ -2,4 +2,4 @@
 
 mod cluster;
 mod one;
-pub mod support;
+pub(crate) mod support;

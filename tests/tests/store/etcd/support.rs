@@ -19,16 +19,16 @@ use crate::support::Engine;
 const READY: &str = "ready to serve client requests";
 
 /// One member of a cluster on loopback; dropping it kills it.
-pub struct Member {
+pub(crate) struct Member {
     name: String,
-    pub client: SocketAddr,
+    pub(crate) client: SocketAddr,
     peer: SocketAddr,
     process: Option<Process>,
 }
 
 /// Members that know each other.
-pub struct Etcd {
-    pub members: Vec<Member>,
+pub(crate) struct Etcd {
+    pub(crate) members: Vec<Member>,
     scheme: &'static str,
     flags: Vec<String>,
     dir: TempDir,
@@ -36,12 +36,12 @@ pub struct Etcd {
 
 impl Etcd {
     /// Starts so many members.
-    pub fn start(count: usize) -> Result<Self> {
+    pub(crate) fn start(count: usize) -> Result<Self> {
         Self::start_with("http", count, |_| Vec::new())
     }
 
     /// Starts them with further flags, which may name files in the directory.
-    pub fn start_with(
+    pub(crate) fn start_with(
         scheme: &'static str,
         count: usize,
         flags: impl FnOnce(&Path) -> Vec<String>,
@@ -105,18 +105,18 @@ impl Etcd {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self, index: usize) {
+    pub(crate) fn kill(&mut self, index: usize) {
         self.members[index].process = None;
     }
 
     /// Starts a killed one again, on what it has on disk.
-    pub fn restart(&mut self, index: usize) -> Result {
+    pub(crate) fn restart(&mut self, index: usize) -> Result {
         self.spawn(index)?;
         self.wait_ready(index)
     }
 
     /// Starts all killed ones again, on what they have on disk.
-    pub fn restart_all(&mut self) -> Result {
+    pub(crate) fn restart_all(&mut self) -> Result {
         for index in 0..self.members.len() {
             self.spawn(index)?;
         }
@@ -124,36 +124,36 @@ impl Etcd {
     }
 
     /// SIGSTOP, SIGCONT.
-    pub fn signal(&self, index: usize, name: &str) -> Result {
+    pub(crate) fn signal(&self, index: usize, name: &str) -> Result {
         let process = self.members[index].process.as_ref().context("it runs")?;
         process.signal(name)
     }
 
     /// The URL of all members, with this before and behind them.
-    pub fn url(&self, user: &str, rest: &str) -> String {
+    pub(crate) fn url(&self, user: &str, rest: &str) -> String {
         let members: Vec<String> = self.members.iter().map(|m| m.client.to_string()).collect();
         format!("etcd://{user}{}{rest}", members.join(","))
     }
 
     /// A store of this cluster.
-    pub async fn store(&self, prefix: &str) -> Result<Arc<dyn Store>> {
+    pub(crate) async fn store(&self, prefix: &str) -> Result<Arc<dyn Store>> {
         let url: StoreUrl = self.url("", prefix).parse()?;
         Ok(node::store::open(&url, Clock::system()).await?)
     }
 
     /// A client of the first member, without a store around it.
-    pub async fn client(&self) -> Result<Client> {
+    pub(crate) async fn client(&self) -> Result<Client> {
         let endpoint = format!("{}://{}", self.scheme, self.members[0].client);
         Ok(Client::connect([endpoint], None).await?)
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 }
 
 /// A store in an etcd of its own.
-pub struct OneEtcd {
+pub(crate) struct OneEtcd {
     etcd: Etcd,
     store: Arc<dyn Store>,
 }
