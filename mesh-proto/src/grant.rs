@@ -125,11 +125,15 @@ impl fmt::Display for Grant {
     }
 }
 
-/// Texts in quotes, with commas.
+/// Texts as TOML's strings, with commas. The path of a Unix socket is whatever was asked for: a quote
+/// in it must not end the string, or a copied grant would allow more than its reader sees.
 fn listed<T: fmt::Display>(texts: impl IntoIterator<Item = T>) -> String {
     let quoted: Vec<String> = texts
         .into_iter()
-        .map(|text| format!("\"{text}\""))
+        .map(|text| {
+            let text = text.to_string().replace('\\', "\\\\").replace('"', "\\\"");
+            format!("\"{text}\"")
+        })
         .collect();
     quoted.join(", ")
 }

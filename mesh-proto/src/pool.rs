@@ -33,6 +33,7 @@ use crate::tracker::{DEFAULT_TTL, LeaseId, Tracker};
 mod action;
 mod backoff;
 mod dial;
+mod heard;
 mod let_go;
 mod limits;
 mod member;
@@ -43,6 +44,7 @@ mod tests;
 pub use action::{Action, Counts, Reached, Verdict, Whom};
 use backoff::Backoff;
 pub use backoff::Draw;
+pub use heard::{Ignored, IgnoredCounts, can_be_dialled};
 pub use let_go::LetGo;
 pub use limits::Limits;
 use member::Known;
@@ -94,7 +96,6 @@ pub struct Pool {
     wanted: usize,
     /// When a proxy was told of for the first time.
     first_heard: Option<Time>,
-    ignored_members: u64,
 }
 
 impl Pool {
@@ -128,7 +129,6 @@ impl Pool {
             view_changed: Time::ZERO,
             wanted: 0,
             first_heard: None,
-            ignored_members: 0,
         }
     }
 
@@ -355,12 +355,6 @@ impl Pool {
     #[must_use]
     pub fn backoff_until(&self) -> Time {
         self.configured_failures.until()
-    }
-
-    /// Members that were told of and not remembered, [`Limits::members_max`] being reached.
-    #[must_use]
-    pub fn ignored_members(&self) -> u64 {
-        self.ignored_members
     }
 
     /// The tracker, to look at.

@@ -2,6 +2,8 @@
 //! the value. What is new is a new frame or an `ext` entry, with a line of its own here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "golden/kinds.rs"]
+mod kinds;
 #[path = "golden/routes.rs"]
 mod routes;
 
@@ -170,6 +172,12 @@ fn answer_refused() {
             &["00000003 0102", code, "00", "00"],
         );
     }
+    let of_proxy = Refused::new(Reason::Draining, "").by_leaving_proxy();
+    assert!(of_proxy.is_by_leaving_proxy());
+    pinned(
+        &Answer::Refused(of_proxy),
+        &["00000005 0102", "09", "00", "01 01 00"],
+    );
     let message = "db.local:5432: connection refused".to_owned();
     pinned(
         &Answer::Refused(Refused {
@@ -335,6 +343,7 @@ fn an_optional_frame_of_a_later_version_is_skipped_everywhere() {
     skipped::<Answer>();
     skipped::<AgentFrame>();
     skipped::<ProxyFrame>();
+    skipped::<PeerFrame>();
     skipped::<RoutesFrame>();
     skipped::<RoutesReaderFrame>();
     skipped::<Gossip>();

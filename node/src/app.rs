@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminError, DrainAsk, Readiness};
 use crate::agent::{self, Agent, AgentParts};
+use crate::clock::WallClock;
 use crate::config::NodeConfig;
 use crate::hooks::Hooks;
 use crate::metrics::MetricsError;
@@ -51,12 +52,14 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// Where randomness comes from.
     pub random: Random,
+    /// What certificates are judged by.
+    pub clock: WallClock,
     /// The application's say.
     pub hooks: Hooks,
 }
 
 impl Parts {
-    /// The runtime of the caller, the system's network, no hooks.
+    /// The runtime of the caller, the system's network and clock, no hooks.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -66,6 +69,7 @@ impl Parts {
             runtimes: Runtimes::current(),
             network: Arc::new(SystemNetwork),
             random: Random::system(),
+            clock: WallClock::system(),
             hooks: Hooks::default(),
         }
     }
@@ -123,6 +127,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
         runtimes,
         network,
         random,
+        clock,
         hooks,
     } = parts;
     let registry = Registry::new();
@@ -137,6 +142,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
             let parts = ProxyParts {
                 network,
                 random,
+                clock,
                 registry: registry.clone(),
                 hooks,
                 shards: runtimes.shards,
@@ -150,6 +156,7 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
             let parts = AgentParts {
                 network,
                 random,
+                clock,
                 registry: registry.clone(),
                 hooks,
                 shards: runtimes.shards,

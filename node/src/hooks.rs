@@ -6,8 +6,10 @@ use std::sync::Arc;
 use mesh_proto::name::{AgentRef, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
+use mesh_proto::wire::{Frame, WireError};
 
 use crate::net::BoxFuture;
+use crate::quic::frames;
 
 /// A dial that somebody asked for.
 #[derive(Debug, Clone)]
@@ -51,6 +53,10 @@ pub struct Connected {
 /// and must not block.
 pub type OnConnect = Arc<dyn Fn(&Connected) + Send + Sync>;
 
+/// Sees a frame that is about to be sent, and says what is sent instead: how tests make the node of
+/// a later version.
+pub type OnFrame = Arc<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>;
+
 /// The hooks of a node; by default, none.
 #[derive(Clone, Default)]
 pub struct Hooks {
@@ -58,6 +64,9 @@ pub struct Hooks {
     pub authorizer: Option<Arc<dyn Authorizer>>,
     /// Hears of connections.
     pub on_connect: Option<OnConnect>,
+    /// Of all streams but those that carry a dial.
+    #[doc(hidden)]
+    pub on_frame: Option<OnFrame>,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -65,6 +74,7 @@ impl std::fmt::Debug for Hooks {
         f.debug_struct("Hooks")
             .field("authorizer", &self.authorizer.is_some())
             .field("on_connect", &self.on_connect.is_some())
+            .field("on_frame", &self.on_frame.is_some())
             .finish()
     }
 }
@@ -79,6 +89,15 @@ impl Hooks {
             Some(authorizer) => authorizer.authorize(dial).await,
             None => Ok(()),
         }
+    }
+
+    /// The bytes that are sent for a frame.
+    pub(crate) fn encode<F: Frame>(&self, frame: &F) -> Result<Vec<u8>, WireError> {
+        let bytes = frames::encode(frame)?;
+        Ok(match &self.on_frame {
+            Some(on_frame) => on_frame(bytes),
+            None => bytes,
+        })
     }
 
     /// Tells of a connection.

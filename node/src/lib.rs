@@ -30,6 +30,7 @@ pub mod agent;
 pub mod app;
 mod changes;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod forward;
 pub mod hooks;

@@ -219,6 +219,8 @@ pub struct StreamTotals {
     pub sent_bytes: u64,
     /// Bytes of payload to this node.
     pub received_bytes: u64,
+    /// Why the other side's bytes ended before their end; `None` when they did not.
+    pub cut: Option<&'static str>,
 }
 
 /// Counts one stream: open from its making until its drop, exactly once on every path.
@@ -226,6 +228,7 @@ pub struct StreamMeter {
     metrics: NodeMetrics,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
+    cut: OnceLock<&'static str>,
     on_end: OnceLock<OnEnd>,
 }
 
@@ -246,6 +249,7 @@ impl StreamMeter {
             metrics: metrics.clone(),
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
+            cut: OnceLock::new(),
             on_end: OnceLock::new(),
         })
     }
@@ -261,7 +265,14 @@ impl StreamMeter {
         StreamTotals {
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
             received_bytes: self.received_bytes.load(Ordering::Relaxed),
+            cut: self.cut.get().copied(),
         }
+    }
+
+    /// Nothing more comes from the other side, though it has not ended the stream. Of several causes
+    /// the first counts.
+    pub(crate) fn note_cut(&self, cause: &'static str) {
+        let _ = self.cut.set(cause);
     }
 
     /// What the stream is reset with when it is dropped before its end.

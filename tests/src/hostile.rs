@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 use certs::Credentials;
-use quinn::{Connection, ConnectionError, Endpoint};
+use node::net::{Network, SystemNetwork};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::{DigitallySignedStruct, SignatureScheme};
@@ -157,9 +158,31 @@ impl Server {
         F: Fn(Connection) -> Fut + Send + 'static,
         Fut: Future<Output = Result> + Send + 'static,
     {
+        Self::start_on(&SystemNetwork, "127.0.0.1:0".parse()?, tls, serve)
+    }
+
+    /// As [`Server::start`], at an address of any network.
+    ///
+    /// # Errors
+    /// When the TLS configuration does not do for QUIC, or the address is in use.
+    pub fn start_on<F, Fut>(
+        network: &dyn Network,
+        address: SocketAddr,
+        tls: rustls::ServerConfig,
+        serve: F,
+    ) -> Result<Self>
+    where
+        F: Fn(Connection) -> Fut + Send + 'static,
+        Fut: Future<Output = Result> + Send + 'static,
+    {
         let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)?;
         let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        let endpoint = Endpoint::server(config, "127.0.0.1:0".parse()?)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            EndpointConfig::default(),
+            Some(config),
+            network.bind_udp(address, false)?.socket,
+            network.quic_runtime(),
+        )?;
         let addr = endpoint.local_addr()?;
         let accepted = Arc::new(AtomicUsize::new(0));
         let counter = accepted.clone();

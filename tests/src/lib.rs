@@ -16,6 +16,7 @@
 //! | [`http`] | a plain HTTP/1.1 client and raw requests |
 //! | [`quic`] | a QUIC client that can misbehave |
 //! | [`hostile`] | QUIC peers that misbehave: any certificate, no checks |
+//! | [`rogue`] | proxies of a simulated world that speak the wire by hand |
 //! | [`scripted`] | a network whose names and failures a test decides |
 //! | [`sim`] | a fleet in virtual time, on a network in memory |
 //! | [`probe`] | waiting for a condition, reading metrics, reading logs |
@@ -33,6 +34,7 @@ pub mod pki;
 pub mod probe;
 pub mod programs;
 pub mod quic;
+pub mod rogue;
 pub mod scripted;
 pub mod services;
 pub mod sim;

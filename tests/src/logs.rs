@@ -18,6 +18,8 @@ pub fn capture() -> Logs {
         let logs = Logs::default();
         let subscriber = tracing_subscriber::fmt()
             .json()
+            // That of a simulated scenario is named as the scenario.
+            .with_thread_names(true)
             .with_env_filter("info,node=debug,access=info")
             .with_writer(logs.clone())
             .finish();
@@ -44,6 +46,12 @@ impl Logs {
             .filter_map(|line| serde_json::from_str(line).ok().map(lifted))
             .collect()
     }
+}
+
+/// The part of a line that tells which simulated scenario it comes from.
+#[must_use]
+pub fn of_scenario(name: &str) -> String {
+    format!("\"threadName\":\"{name}\"")
 }
 
 fn lifted(mut line: Value) -> Value {

@@ -403,3 +403,21 @@ fn denials_say_why_and_what_to_add() {
         assert!(text.contains(why), "{text}");
     }
 }
+
+/// What is asked for cannot widen the grant that a denial suggests, for whoever copies it.
+#[test]
+fn a_quote_in_a_path_does_not_end_the_string() {
+    let path = "unix:/run/a\", \"0.0.0.0/0:*\\";
+    let denied = policy(Vec::new())
+        .may_dial(
+            &"agent:a1".parse().unwrap(),
+            &"a2".parse().unwrap(),
+            &path.parse().unwrap(),
+        )
+        .unwrap_err();
+    let told = denied.missing.to_string();
+    assert!(
+        told.ends_with(r#"targets = ["unix:/run/a\", \"0.0.0.0/0:*\\"]"#),
+        "{told}"
+    );
+}

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
+use crate::wire::MEMBERS_MAX;
+
 /// Waits and bounds of a pool.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Dials under way at one time.
     pub parallel_dials_max: usize,
-    /// Proxies that are remembered; what is told beyond is ignored and counted.
+    /// Proxies that are remembered, beside those that are connected; what is told beyond is ignored
+    /// and counted.
     pub members_max: usize,
+    /// The shortest that one telling of a proxy is believed: who forgets at once forgets the failures
+    /// too, and dials again at once.
+    pub ttl_min: Duration,
     /// The longest that one telling of a proxy is believed.
     pub ttl_max: Duration,
     /// The bound of the first wait after a dial failed, or twice the announced spread when that is
@@ -33,7 +39,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             parallel_dials_max: 4,
-            members_max: 10_000,
+            // Twice the largest mesh: in a rollout, the old proxies are remembered beside the new ones.
+            members_max: 2 * MEMBERS_MAX,
+            ttl_min: Duration::from_secs(30),
             ttl_max: Duration::from_secs(3600),
             backoff_first: Duration::from_millis(500),
             backoff_max: Duration::from_secs(30),

@@ -1,5 +1,6 @@
 //! What the pool believes of proxies, out of what they tell of themselves and of each other.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use crate::time::Time;
 use crate::tracker::{DEFAULT_TTL, LeaseId, Sighting};
 
 use super::backoff::Backoff;
-use super::{Link, Pool, Reached, rendezvous};
+use super::heard::is_address;
+use super::{Ignored, IgnoredCounts, Link, Pool, Reached, rendezvous};
 
 /// What proxies tell of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub(super) struct Known {
     pub(super) expiry: Time,
     pub(super) state: MemberState,
     pub(super) backoff: Backoff,
+    /// Its failures were forgiven for a change that others tell of, and are not again before this.
+    pub(super) forgiven_until: Time,
     /// The last directed dial has failed.
     pub(super) is_unreachable: bool,
 }
@@ -63,14 +67,22 @@ impl Known {
 
 impl Pool {
     /// Hears of proxies from the one that the connection of `from` leads to, whose word about itself
-    /// counts more than that of others.
-    pub fn members(&mut self, now: Time, from: Option<LeaseId>, view: Vec<Member>) {
+    /// counts more than that of others. Returns what was ignored of it.
+    pub fn members(
+        &mut self,
+        now: Time,
+        from: Option<LeaseId>,
+        view: Vec<Member>,
+    ) -> IgnoredCounts {
         let teller = from.and_then(|lease| self.connected_to(lease)).cloned();
         let mut news = None;
+        let mut ignored = IgnoredCounts::default();
+        let names: BTreeSet<&NodeName> = view.iter().map(|member| &member.name).collect();
+        ignored.add(Ignored::Duplicate, view.len() - names.len());
         for member in view {
             let about = (member.name.clone(), member.epoch);
             self.first_heard.get_or_insert(now);
-            if self.member(now, member, teller.as_ref()) && news.is_none() {
+            if self.member(now, member, teller.as_ref(), &mut ignored) && news.is_none() {
                 news = Some(about);
             }
         }
@@ -85,10 +97,17 @@ impl Pool {
             let turn = rendezvous::turn(&self.agent, &name, epoch, self.spread);
             self.pace(now, turn);
         }
+        ignored
     }
 
     /// Whether there is a dial to be made for it: to it, or for a replacement.
-    fn member(&mut self, now: Time, mut member: Member, teller: Option<&Reached>) -> bool {
+    fn member(
+        &mut self,
+        now: Time,
+        mut member: Member,
+        teller: Option<&Reached>,
+        ignored: &mut IgnoredCounts,
+    ) -> bool {
         let of_itself = teller
             .is_some_and(|teller| teller.proxy == member.name && teller.epoch == member.epoch);
         let link = self.link_to(&member.name);
@@ -97,6 +116,7 @@ impl Pool {
         if known.is_some_and(|known| known.epoch > member.epoch)
             || link.is_some_and(|link| link.reached.epoch > member.epoch)
         {
+            ignored.add(Ignored::Stale, 1);
             return false;
         }
         match member.state {
@@ -105,7 +125,12 @@ impl Pool {
                 return self.member_leaves(now, &member);
             }
         }
-        if !of_itself {
+        let is_back = known.is_some_and(|known| {
+            known.epoch == member.epoch && known.generation > member.generation
+        });
+        if of_itself {
+            ignored.add(Ignored::Stale, usize::from(is_back));
+        } else {
             if let Some(link) = link
                 && link.reached.epoch == member.epoch
             {
@@ -115,21 +140,20 @@ impl Pool {
                 }
                 member.group = link.reached.group.clone();
                 member.generation = link.reached.generation;
-            } else if known.is_some_and(|known| {
-                known.epoch == member.epoch && known.generation > member.generation
-            }) {
+            } else if is_back {
                 // Within one start it cannot have gone back: somebody's memory again.
+                ignored.add(Ignored::Stale, 1);
                 return false;
             }
         }
         if known.is_none() && self.members.len() >= self.limits.members_max {
-            self.ignored_members = self.ignored_members.saturating_add(1);
+            ignored.add(Ignored::OverLimit, 1);
             return false;
         }
         if of_itself {
             self.set_draining(&member.name, false);
         }
-        self.member_is_alive(now, member)
+        self.member_is_alive(now, member, ignored)
     }
 
     fn member_leaves(&mut self, now: Time, member: &Member) -> bool {
@@ -144,9 +168,19 @@ impl Pool {
         was_alive && self.tracker.is_claimed(&[member.name.as_str()])
     }
 
-    fn member_is_alive(&mut self, now: Time, mut member: Member) -> bool {
-        let ttl = member.ttl.unwrap_or(DEFAULT_TTL).min(self.limits.ttl_max);
-        member.addresses.retain(|address| !address.is_empty());
+    fn member_is_alive(
+        &mut self,
+        now: Time,
+        mut member: Member,
+        ignored: &mut IgnoredCounts,
+    ) -> bool {
+        let told = member.ttl.unwrap_or(DEFAULT_TTL);
+        let ttl = told.max(self.limits.ttl_min).min(self.limits.ttl_max);
+        ignored.add(Ignored::Ttl, usize::from(ttl != told));
+        let advertised = member.addresses.len();
+        member.addresses.retain(|address| is_address(address));
+        ignored.add(Ignored::Address, advertised - member.addresses.len());
+        let forgiven_for = self.limits.backoff_max;
         let mut is_new = false;
         let known = self.members.entry(member.name.clone()).or_insert_with(|| {
             is_new = true;
@@ -158,6 +192,7 @@ impl Pool {
                 expiry: now,
                 state: MemberState::Alive,
                 backoff: Backoff::default(),
+                forgiven_until: Time::ZERO,
                 is_unreachable: false,
             }
         });
@@ -169,11 +204,13 @@ impl Pool {
             || is_restarted
             || known.generation != member.generation
             || known.group != member.group;
-        if is_restarted || (is_back && is_elsewhere) {
+        if (is_restarted || (is_back && is_elsewhere)) && known.forgiven_until <= now {
             // What failed before says nothing. Addresses alone do not count, since two proxies may
-            // differ about them, and go on telling so.
+            // differ about them, and go on telling so. Nor does one restart after the other: whoever
+            // tells of them would decide how often it is dialled.
             known.backoff.reset();
             known.is_unreachable = false;
+            known.forgiven_until = now + forgiven_for;
         }
         known.group = member.group;
         known.generation = member.generation;
@@ -189,14 +226,11 @@ impl Pool {
     }
 
     /// A proxy that has just answered is known and alive, whatever others have told: so no dial is
-    /// made for want of a view, before its own has come. `true` when it is known to drain.
+    /// made for want of a view, before its own has come. No limit keeps it out: as many proxies as
+    /// answer are there. `true` when it is known to drain.
     pub(super) fn meet(&mut self, now: Time, reached: &Reached) -> bool {
         let ttl = DEFAULT_TTL.min(self.limits.ttl_max);
         let Some(known) = self.members.get_mut(&reached.proxy) else {
-            if self.members.len() >= self.limits.members_max {
-                self.ignored_members = self.ignored_members.saturating_add(1);
-                return false;
-            }
             let known = Known {
                 group: reached.group.clone(),
                 generation: reached.generation,
@@ -205,6 +239,7 @@ impl Pool {
                 expiry: now + ttl,
                 state: MemberState::Alive,
                 backoff: Backoff::default(),
+                forgiven_until: Time::ZERO,
                 is_unreachable: false,
             };
             self.members.insert(reached.proxy.clone(), known);

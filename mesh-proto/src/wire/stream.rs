@@ -134,6 +134,9 @@ pub struct Refused {
     pub ext: Ext,
 }
 
+/// The tag of a [`Refused`] by a proxy that is about to leave itself. Its bytes are empty.
+const PROXY_LEAVES: u16 = 1;
+
 impl Refused {
     /// A refusal whose message is as it will travel.
     #[must_use]
@@ -143,6 +146,20 @@ impl Refused {
             message: clean_message(message),
             ext: Ext::new(),
         }
+    }
+
+    /// The same, by a proxy that is about to leave: whoever asked should ask another proxy.
+    #[must_use]
+    pub fn by_leaving_proxy(mut self) -> Self {
+        self.ext.push((PROXY_LEAVES, Vec::new()));
+        self
+    }
+
+    /// Whether the proxy that says this is about to leave. [`Reason::Draining`] alone may as well be
+    /// about an agent, which is no nearer through another proxy.
+    #[must_use]
+    pub fn is_by_leaving_proxy(&self) -> bool {
+        self.ext.iter().any(|(tag, _)| *tag == PROXY_LEAVES)
     }
 }
 

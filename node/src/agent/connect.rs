@@ -3,21 +3,26 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
 use mesh_proto::name::NodeName;
+use mesh_proto::pool::can_be_dialled;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Open, OpenControl, ProxyFrame, ProxyHello, Refused, Service,
     WireError,
 };
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use rand::seq::SliceRandom as _;
+use tokio::time::Instant;
 
 use super::Shared;
+use super::failures::What;
 use super::metrics::ConnectResult;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
-use crate::quic::frames::{self, FrameReader};
+use crate::quic::frames::FrameReader;
 use crate::quic::{identity, transport};
 
 /// Addresses of one name that are tried in one attempt.
@@ -57,6 +62,17 @@ pub(super) enum ConnectError {
         timeout: Duration,
     },
     #[error(
+        "the proxy at {remote} took the connection and said no hello within quic.handshake_timeout ({timeout:?}); is it overloaded, or waiting for its peers?"
+    )]
+    Silent {
+        remote: SocketAddr,
+        timeout: Duration,
+    },
+    #[error(
+        "`{address}` resolves to no address that can be dialled, but to {found}; check agent.proxies, and what the proxies advertise"
+    )]
+    Undialable { address: String, found: SocketAddr },
+    #[error(
         "{remote} and this agent do not trust each other ({error}); check both certificates with `node certs show`: the same cluster, the same authority, not expired"
     )]
     Untrusted {
@@ -83,8 +99,8 @@ pub(super) enum ConnectError {
 impl ConnectError {
     pub(super) fn result(&self) -> ConnectResult {
         match self {
-            Self::Resolve { .. } => ConnectResult::ResolveFailed,
-            Self::Timeout { .. } => ConnectResult::Timeout,
+            Self::Resolve { .. } | Self::Undialable { .. } => ConnectResult::ResolveFailed,
+            Self::Timeout { .. } | Self::Silent { .. } => ConnectResult::Timeout,
             Self::Untrusted { .. } => ConnectResult::Untrusted,
             Self::Refused { .. } => ConnectResult::Refused,
             Self::Connection { .. }
@@ -149,40 +165,81 @@ impl ConnectError {
     }
 }
 
-/// Tries the addresses of `address` in the resolver's order, each from a socket of its own.
+/// Tries the addresses of `address` in the resolver's order, each from a socket of its own, until
+/// one answers or the time is over.
 pub(super) async fn connect(
     shared: &Arc<Shared>,
     address: &str,
     proxy: Option<&NodeName>,
+    end: Instant,
 ) -> Result<ProxyConnection, ConnectError> {
     let timeout = shared.config.common.quic.handshake_timeout;
     let resolve_error = |error| ConnectError::Resolve {
         address: address.to_owned(),
         error,
     };
-    let remotes = tokio::time::timeout(timeout, resolve_address(&*shared.network, address))
+    let resolve_until = end.min(Instant::now() + timeout);
+    let resolving = resolve_address(&*shared.network, address);
+    let resolved = tokio::time::timeout_at(resolve_until, resolving)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(resolve_error)?;
-    let mut last = None;
-    for remote in remotes.into_iter().take(ADDRESSES_MAX) {
-        match connect_to(shared, remote, proxy).await {
+    let remotes = choose(shared, address, &resolved);
+    let mut last = resolved.first().map(|found| ConnectError::Undialable {
+        address: address.to_owned(),
+        found: *found,
+    });
+    for (index, remote) in remotes.iter().enumerate() {
+        let until = share(end, remotes.len() - index).min(Instant::now() + timeout);
+        match connect_to(shared, *remote, proxy, until).await {
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),
         }
+        // To say goodbye takes its time, too.
+        if Instant::now() >= end {
+            break;
+        }
     }
     Err(last.unwrap_or_else(|| resolve_error(io::ErrorKind::NotFound.into())))
+}
+
+/// When the first of so many must have ended for each to have as much of the time until `end`.
+pub(super) fn share(end: Instant, shares: usize) -> Instant {
+    let now = Instant::now();
+    let shares = u32::try_from(shares.max(1)).unwrap_or(u32::MAX);
+    now + end.saturating_duration_since(now) / shares
+}
+
+/// Which of the addresses that a name resolves to are tried.
+fn choose(shared: &Shared, address: &str, resolved: &[SocketAddr]) -> Vec<SocketAddr> {
+    let is_usable = |remote: &SocketAddr| can_be_dialled(*remote);
+    let mut remotes: Vec<_> = resolved.iter().copied().filter(is_usable).collect();
+    if remotes.len() > ADDRESSES_MAX {
+        if shared.pool.is_news(address, What::Resolve, String::new()) {
+            tracing::warn!(
+                address,
+                addresses = remotes.len(),
+                "a name has more addresses than are tried in one attempt; {ADDRESSES_MAX} are drawn each time"
+            );
+        }
+        // Those at the end of a resolver's fixed order must have their turn, too.
+        remotes.shuffle(&mut shared.random.generator());
+        remotes.truncate(ADDRESSES_MAX);
+    }
+    remotes
 }
 
 async fn connect_to(
     shared: &Arc<Shared>,
     remote: SocketAddr,
     proxy: Option<&NodeName>,
+    until: Instant,
 ) -> Result<ProxyConnection, ConnectError> {
     let common = &shared.config.common;
     let parts = EndpointParts {
         network: &*shared.network,
         random: &shared.random,
+        clock: &shared.clock,
         credentials: &common.credentials,
         config: &common.quic,
         keys: &shared.keys,
@@ -204,10 +261,12 @@ async fn connect_to(
             remote,
             error: error.to_string(),
         })?;
+    let is_greeting = AtomicBool::new(false);
     let attempt = async {
         let connection = connecting
             .await
             .map_err(|error| ConnectError::of(remote, timeout, error))?;
+        is_greeting.store(true, Ordering::Relaxed);
         match greet(shared, &connection).await {
             Ok((control_send, control_recv, reader, hello)) => {
                 Ok((connection, control_send, control_recv, reader, hello))
@@ -229,9 +288,15 @@ async fn connect_to(
             }),
         }
     };
-    let attempt = tokio::time::timeout(timeout, attempt)
+    let attempt = tokio::time::timeout_at(until, attempt)
         .await
-        .unwrap_or(Err(ConnectError::Timeout { remote, timeout }));
+        .unwrap_or_else(|_| {
+            Err(if is_greeting.load(Ordering::Relaxed) {
+                ConnectError::Silent { remote, timeout }
+            } else {
+                ConnectError::Timeout { remote, timeout }
+            })
+        });
     match attempt {
         Ok((connection, control_send, control_recv, reader, hello)) => {
             transport::admit(&connection, &common.quic, common.quic.streams_max);
@@ -305,8 +370,10 @@ fn hello_bytes(shared: &Shared) -> Result<Vec<u8>, WireError> {
             ext: Vec::new(),
         })
         .collect();
-    let mut bytes = frames::encode(&Open::Control(OpenControl::default()))?;
-    bytes.extend(frames::encode(&AgentFrame::Hello(AgentHello {
+    let mut bytes = shared
+        .hooks
+        .encode(&Open::Control(OpenControl::default()))?;
+    bytes.extend(shared.hooks.encode(&AgentFrame::Hello(AgentHello {
         instance: shared.instance,
         version: env!("CARGO_PKG_VERSION").into(),
         services,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use mesh_proto::pool::Counts;
+use mesh_proto::pool::{Counts, Ignored, IgnoredCounts};
 use mesh_proto::refusal::Reason;
 use prometheus::{Gauge, IntCounterVec, IntGauge, Registry};
 
+use super::ending::Ending;
 use crate::metrics::{self, MetricsError};
 
 /// How an attempt to connect ended.
@@ -63,6 +64,8 @@ pub struct AgentMetrics {
     cooling_proxies: IntGauge,
     backoff_seconds: Gauge,
     connects: IntCounterVec,
+    disconnects: IntCounterVec,
+    ignored_members: IntCounterVec,
     dials: IntCounterVec,
     own_dials: IntCounterVec,
 }
@@ -116,6 +119,20 @@ impl AgentMetrics {
                 "result",
                 ConnectResult::ALL.map(ConnectResult::as_str),
             )?,
+            disconnects: metrics::counter_vec(
+                registry,
+                "mesh_agent_disconnects_total",
+                "Connections to proxies that have ended, by reason.",
+                "reason",
+                Ending::ALL.map(Ending::as_str),
+            )?,
+            ignored_members: metrics::counter_vec(
+                registry,
+                "mesh_agent_members_ignored_total",
+                "What proxies told of proxies and was ignored, by reason.",
+                "reason",
+                Ignored::ALL.map(Ignored::as_str),
+            )?,
             dials: metrics::counter_vec(
                 registry,
                 "mesh_agent_dials_total",
@@ -157,6 +174,18 @@ impl AgentMetrics {
     /// A dial of this agent has ended so.
     pub(super) fn dialled_out(&self, result: &str) {
         self.own_dials.with_label_values(&[result]).inc();
+    }
+
+    pub(super) fn disconnect(&self, ending: Ending) {
+        self.disconnects.with_label_values(&[ending.as_str()]).inc();
+    }
+
+    pub(super) fn ignored(&self, ignored: &IgnoredCounts) {
+        for (why, count) in ignored.iter() {
+            self.ignored_members
+                .with_label_values(&[why.as_str()])
+                .inc_by(count);
+        }
     }
 
     pub(super) fn dialled(&self, result: Result<(), Reason>) {

@@ -2,6 +2,8 @@
 
 mod connect;
 pub mod dialer;
+mod ending;
+mod failures;
 mod links;
 pub mod metrics;
 mod pool;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::dialer::{DialRefused, Dialer, DialerError};
 use self::metrics::AgentMetrics;
 pub(crate) use self::report::Observer;
+use crate::clock::WallClock;
 use crate::config::AgentConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -40,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) config: AgentConfig,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) random: Random,
+    pub(crate) clock: WallClock,
     pub(crate) pool: Arc<pool::PoolState>,
     pub(crate) links: Arc<links::Links>,
     pub(crate) hooks: Hooks,
@@ -75,6 +79,8 @@ pub struct AgentParts {
     pub registry: Registry,
     /// Where randomness comes from.
     pub random: Random,
+    /// What certificates are judged by.
+    pub clock: WallClock,
     /// The application's say.
     pub hooks: Hooks,
     /// The runtimes that connections are spread over.
@@ -82,7 +88,7 @@ pub struct AgentParts {
 }
 
 impl AgentParts {
-    /// The system's network, no hooks, and the runtime of the caller.
+    /// The system's network and clock, no hooks, and the runtime of the caller.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -92,6 +98,7 @@ impl AgentParts {
             network: Arc::new(SystemNetwork),
             registry: Registry::new(),
             random: Random::system(),
+            clock: WallClock::system(),
             hooks: Hooks::default(),
             shards: vec![Handle::current()],
         }
@@ -151,6 +158,7 @@ impl Agent {
             )),
             links: Arc::default(),
             random: parts.random,
+            clock: parts.clock,
             budget: StallBudget::new(
                 quic.stream_window_bytes,
                 quic.buffer_bytes_max,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh_proto::name::NodeName;
 use mesh_proto::pool::{
-    Action, Counts, Draw, LetGo, Limits, Member, MemberState, Pool, Reached, Verdict, Whom,
+    Action, Counts, Draw, Ignored, LetGo, Limits, Member, MemberState, Pool, Reached, Verdict, Whom,
 };
 use mesh_proto::time::Time;
 use mesh_proto::tracker::LeaseId;
@@ -19,16 +19,19 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::connect::{self, ConnectError};
+use super::ending::Ending;
+use super::failures::{Failures, Telling, What};
 use super::metrics::ConnectResult;
 use super::{Shared, session};
 use crate::hooks::Connected;
 use crate::tasks::Tasks;
 
-/// After how many like failures the log says again that a proxy cannot be reached.
-const REPEAT_WARNING: u32 = 20;
+/// From which view of one connection on, being stale is said: for a moment, any proxy's may be.
+const STALE_VIEWS: u32 = 3;
 
-/// Failing addresses that are remembered, so that the log does not repeat itself.
-const FAILING_MAX: usize = 64;
+/// How many times `quic.handshake_timeout` one attempt may take, however many addresses it has: a
+/// proxy that advertises many that swallow packets must not keep others from being dialled.
+const ATTEMPT_TIMEOUTS: u32 = 4;
 
 /// The pool, shared by its driver and the tasks of its connections. The lock is held for one step
 /// of the state machine, never across an await.
@@ -45,7 +48,7 @@ struct Inner {
     rng: Jitter,
     /// How each connection is asked to go.
     let_go: BTreeMap<LeaseId, watch::Sender<Option<LetGo>>>,
-    failing: BTreeMap<String, Failing>,
+    failures: Failures,
 }
 
 #[derive(Debug)]
@@ -57,20 +60,13 @@ impl Draw for Jitter {
     }
 }
 
-/// Keeps a proxy that cannot be reached from filling the log.
-#[derive(Debug, Default)]
-struct Failing {
-    gist: String,
-    times: u32,
-}
-
 impl PoolState {
     pub(super) fn new(pool: Pool, rng: StdRng) -> Self {
         let inner = Inner {
             pool,
             rng: Jitter(rng),
             let_go: BTreeMap::new(),
-            failing: BTreeMap::new(),
+            failures: Failures::default(),
         };
         Self {
             pool: Mutex::new(inner),
@@ -100,40 +96,41 @@ impl PoolState {
     /// The counts of the pool, and why the last dial that failed did.
     pub(super) fn report(&self) -> (Counts, Option<String>) {
         let inner = self.lock();
-        let failing = inner
-            .failing
-            .iter()
-            .next_back()
-            .map(|(place, failing)| format!("{place}: {}", failing.gist));
-        (inner.pool.counts(self.now()), failing)
+        (inner.pool.counts(self.now()), inner.failures.example())
+    }
+
+    /// Whether a failure is to be logged as a warning.
+    pub(super) fn is_news(&self, place: &str, what: What, gist: String) -> bool {
+        let now = self.now();
+        let telling = self.lock().failures.failed(now, place, what, gist);
+        match telling {
+            Telling::News => true,
+            Telling::Repeated => false,
+            Telling::TooMany => {
+                tracing::warn!(
+                    "too many proxies and addresses fail for the log to name them all; further ones are at level debug"
+                );
+                false
+            }
+        }
     }
 
     fn log_failure(&self, place: &str, error: &ConnectError) {
-        let gist = error.gist();
-        let mut inner = self.lock();
-        if inner.failing.len() >= FAILING_MAX && !inner.failing.contains_key(place) {
-            inner.failing.pop_first();
-        }
-        let failing = inner.failing.entry(place.to_owned()).or_default();
-        let repeat = failing.gist == gist && failing.times < REPEAT_WARNING;
-        if repeat {
-            failing.times += 1;
-        } else {
-            *failing = Failing { gist, times: 1 };
-        }
-        drop(inner);
-        if repeat {
-            tracing::debug!(address = place, "cannot connect to a proxy: {error}");
-        } else {
+        if self.is_news(place, What::Connect, error.gist()) {
             tracing::warn!(
                 address = place,
                 "cannot connect to a proxy, and will go on trying: {error}"
             );
+        } else {
+            tracing::debug!(address = place, "cannot connect to a proxy: {error}");
         }
     }
 
-    fn log_success(&self, place: &str) {
-        self.lock().failing.remove(place);
+    /// A connection to `proxy` that was dialled as `place` has stood for a while.
+    pub(super) fn stands(&self, place: &str, proxy: &NodeName) {
+        let mut inner = self.lock();
+        inner.failures.worked(place);
+        inner.failures.worked(proxy.as_str());
     }
 }
 
@@ -144,6 +141,7 @@ pub(super) struct Lease {
     id: LeaseId,
     state: Arc<PoolState>,
     connected: bool,
+    stale_views: u32,
 }
 
 impl Drop for Lease {
@@ -183,21 +181,75 @@ impl Lease {
     }
 
     /// The proxy tells of proxies.
-    pub(super) fn members(&self, members: wire::Members, rtt: Duration) {
+    pub(super) fn members(
+        &mut self,
+        shared: &Shared,
+        proxy: &NodeName,
+        members: wire::Members,
+        rtt: Duration,
+    ) {
         let spread = Duration::from_millis(members.reconnect_spread_ms);
         let count = members.agent_connection_count;
         let view = members.members.into_iter().map(member).collect();
-        self.state.step(|pool, now, _| {
+        let ignored = self.state.step(|pool, now, _| {
             pool.announced(Some(self.id), count, spread);
             pool.rtt(self.id, rtt);
-            pool.members(now, Some(self.id), view);
+            pool.members(now, Some(self.id), view)
         });
+        shared.metrics.ignored(&ignored);
+        for (why, count) in ignored.iter() {
+            if why == Ignored::Stale {
+                self.stale_views = self.stale_views.saturating_add(1);
+                if self.stale_views < STALE_VIEWS {
+                    continue;
+                }
+            }
+            let what = What::Tell(why);
+            if self.state.is_news(proxy.as_str(), what, String::new()) {
+                tracing::warn!(
+                    %proxy, reason = why.as_str(), count,
+                    "ignoring part of what a proxy tells of proxies: {}", explain(why)
+                );
+            }
+        }
+    }
+
+    /// The connection to `proxy` was lost: is that to be said?
+    pub(super) fn is_lost_news(&self, proxy: &NodeName, ending: Ending) -> bool {
+        let gist = ending.as_str().to_owned();
+        self.state.is_news(proxy.as_str(), What::Stay, gist)
+    }
+
+    /// The connection to `proxy`, dialled as `place`, has stood for a while.
+    pub(super) fn stands(&self, place: &str, proxy: &NodeName) {
+        self.state.stands(place, proxy);
     }
 
     /// The proxy has said that it is about to leave.
     pub(super) fn draining(&self, within: Duration) {
         self.state
             .step(|pool, now, draw| pool.draining(now, self.id, within, draw));
+    }
+}
+
+/// What is wrong, and where to look.
+fn explain(why: Ignored) -> &'static str {
+    match why {
+        Ignored::OverLimit => {
+            "there are more of them than any mesh has; is that proxy what it should be?"
+        }
+        Ignored::Duplicate => {
+            "it tells of one several times, and the last word counts; what version is it?"
+        }
+        Ignored::Stale => {
+            "it goes on telling of an earlier start or generation; has a proxy lost its state_dir, or does that one hear nothing of its peers?"
+        }
+        Ignored::Address => {
+            "an advertised address is none that can be dialled; check quic.advertise of the proxies"
+        }
+        Ignored::Ttl => {
+            "a time to live is out of bounds, and another one counts; what version is it?"
+        }
     }
 }
 
@@ -262,6 +314,7 @@ pub(super) async fn run(shared: Arc<Shared>, shards: Vec<Handle>) {
                         id: lease,
                         state: state.clone(),
                         connected: false,
+                        stale_views: 0,
                     };
                     let (sender, let_go) = watch::channel(None);
                     state.lock().let_go.insert(lease.id, sender);
@@ -297,6 +350,14 @@ pub(super) async fn run(shared: Arc<Shared>, shards: Vec<Handle>) {
     }
     // The connections hear of the leave, or of the cut, by themselves.
     tasks.join_all().await;
+    let inner = state.lock();
+    let now = state.now();
+    let (counts, backoff) = (
+        inner.pool.counts(now),
+        inner.pool.backoff_until().since(now),
+    );
+    drop(inner);
+    shared.metrics.pool(&counts, backoff);
 }
 
 fn decide(shared: &Shared) -> (Vec<Action>, Option<Time>) {
@@ -332,20 +393,17 @@ async fn link(
         attempt = attempt(&shared, &addresses, proxy.as_ref()) => attempt,
     };
     match attempt {
-        Ok(connected) => {
-            lease.state.log_success(&place);
-            match lease.connected(&connected.hello) {
-                Verdict::Keep => {
-                    announce(&shared, &connected);
-                    session::run(&shared, connected, &lease, let_go).await;
-                }
-                Verdict::Duplicate => {
-                    shared.metrics.connect(ConnectResult::Duplicate);
-                    tracing::debug!(address = place, proxy = %connected.hello.name, "reached a proxy that is connected already");
-                    connected.close_duplicate().await;
-                }
+        Ok(connected) => match lease.connected(&connected.hello) {
+            Verdict::Keep => {
+                announce(&shared, &connected);
+                session::run(&shared, connected, &mut lease, &place, let_go).await;
             }
-        }
+            Verdict::Duplicate => {
+                shared.metrics.connect(ConnectResult::Duplicate);
+                tracing::debug!(address = place, proxy = %connected.hello.name, "reached a proxy that is connected already");
+                connected.close_duplicate().await;
+            }
+        },
         Err(error) => {
             shared.metrics.connect(error.result());
             lease.state.log_failure(&place, &error);
@@ -369,17 +427,23 @@ fn announce(shared: &Shared, connected: &connect::ProxyConnection) {
     });
 }
 
-/// Tries addresses in their order.
+/// Tries addresses in their order; each has its share of the time that one attempt may take.
 async fn attempt(
     shared: &Arc<Shared>,
     addresses: &[String],
     proxy: Option<&NodeName>,
 ) -> Result<connect::ProxyConnection, ConnectError> {
+    let timeout = shared.config.common.quic.handshake_timeout;
+    let end = Instant::now() + timeout * ATTEMPT_TIMEOUTS;
     let mut last = None;
-    for address in addresses {
-        match connect::connect(shared, address, proxy).await {
+    for (index, address) in addresses.iter().enumerate() {
+        let until = connect::share(end, addresses.len() - index);
+        match connect::connect(shared, address, proxy, until).await {
             Ok(connected) => return Ok(connected),
             Err(error) => last = Some(error),
+        }
+        if Instant::now() >= end {
+            break;
         }
     }
     Err(last.unwrap_or(ConnectError::NoAddress))

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::close::{CloseCode, ResetCode};
+use mesh_proto::name::NodeName;
 use mesh_proto::pool::LetGo;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{AgentFrame, Answer, Leaving, Open, Opened, ProxyFrame, Refused, WireError};
-use quinn::{RecvStream, SendStream};
+use quinn::{ConnectionError, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connect::ProxyConnection;
+use super::ending::Ending;
 use super::pool::Lease;
 use super::{CLOSE_GRACE, Shared, target};
 use crate::forward;
@@ -20,19 +22,31 @@ use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::{TunnelRecv, TunnelSend, TunnelStream};
 use crate::tasks::Tasks;
 
-/// Counts a connection as standing for as long as it lives.
-struct Standing<'a>(&'a Shared);
+/// After how long a connection has stood for so long that what failed before is history.
+const STANDS_AFTER: Duration = Duration::from_secs(60);
+
+/// Counts a connection as standing for as long as it lives, and its end, once.
+struct Standing<'a> {
+    shared: &'a Shared,
+    ending: Ending,
+}
 
 impl<'a> Standing<'a> {
     fn new(shared: &'a Shared) -> Self {
         shared.connected.send_modify(|connected| *connected += 1);
-        Self(shared)
+        Self {
+            shared,
+            // Of a task that was cut, or has panicked.
+            ending: Ending::TransportError,
+        }
     }
 }
 
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
-        self.0.connected.send_modify(|connected| *connected -= 1);
+        let Self { shared, ending } = self;
+        shared.connected.send_modify(|connected| *connected -= 1);
+        shared.metrics.disconnect(*ending);
     }
 }
 
@@ -41,7 +55,8 @@ impl Drop for Standing<'_> {
 pub(super) async fn run(
     shared: &Arc<Shared>,
     connected: ProxyConnection,
-    lease: &Lease,
+    lease: &mut Lease,
+    place: &str,
     mut let_go: watch::Receiver<Option<LetGo>>,
 ) {
     let ProxyConnection {
@@ -52,12 +67,14 @@ pub(super) async fn run(
         mut reader,
         hello,
     } = connected;
-    let standing = Standing::new(shared);
     let registered = shared
         .links
         .register(hello.name.clone(), connection.clone());
     let link = &registered.link;
     let mut own_dials = link.watch();
+    let mut standing = Standing::new(shared);
+    let mut stands_at = Some(Instant::now() + STANDS_AFTER);
+    let mut broken = None;
     let mut streams = Tasks::new("stream of a dial");
     let mut leaving = shared.leaving.subscribe();
     let mut leave_until: Option<Instant> = None;
@@ -85,7 +102,7 @@ pub(super) async fn run(
                 deadline_ms,
                 ext: Vec::new(),
             });
-            let Ok(bytes) = frames::encode(&frame) else {
+            let Ok(bytes) = shared.hooks.encode(&frame) else {
                 break;
             };
             if control_send.write_all(&bytes).await.is_err() {
@@ -105,7 +122,7 @@ pub(super) async fn run(
             }
             frame = reader.next::<ProxyFrame>(&mut control_recv) => match frame {
                 Ok(ProxyFrame::Released(_)) => released = true,
-                Ok(ProxyFrame::Members(members)) => lease.members(members, connection.rtt()),
+                Ok(ProxyFrame::Members(members)) => lease.members(shared, &hello.name, members, connection.rtt()),
                 Ok(ProxyFrame::Draining(draining)) => {
                     proxy_leaves = true;
                     link.set_draining();
@@ -113,14 +130,14 @@ pub(super) async fn run(
                     tracing::info!(proxy = %hello.name, deadline_ms = draining.deadline_ms, "the proxy is about to leave");
                 }
                 Ok(ProxyFrame::Hello(_)) => {
-                    tracing::warn!(proxy = %hello.name, "the proxy said hello twice");
                     connection.close(CloseCode::ProtocolError.code().into(), b"a second hello");
+                    broken = Some("it said hello twice".to_owned());
                     break;
                 }
                 Err(error) => {
                     if connection.close_reason().is_none() {
-                        tracing::warn!(proxy = %hello.name, %error, "the proxy broke the protocol on the control stream");
                         connection.close(CloseCode::ProtocolError.code().into(), b"protocol error on the control stream");
+                        broken = Some(format!("on its control stream, {error}"));
                     }
                     break;
                 }
@@ -138,6 +155,10 @@ pub(super) async fn run(
             () = streams.reap() => {}
             // It ends with the connection's registration, after this loop.
             Ok(()) = own_dials.changed(), if released => {}
+            () = until(stands_at), if stands_at.is_some() => {
+                stands_at = None;
+                lease.stands(place, &hello.name);
+            }
             _ = leaving.changed(), if leave_until.is_none() => {}
             Ok(()) = let_go.changed(), if leave_until.is_none() => {}
             () = until(leave_until) => {
@@ -146,7 +167,6 @@ pub(super) async fn run(
             }
         }
     }
-    drop(standing);
     drop(registered);
     let reason = match connection.close_reason() {
         Some(reason) => reason,
@@ -154,19 +174,52 @@ pub(super) async fn run(
             // Without its control stream a connection is of no use.
             let why = b"the control stream is broken";
             connection.close(CloseCode::ProtocolError.code().into(), why);
+            broken.get_or_insert_with(|| "its control stream is broken".to_owned());
             connection.closed().await
         }
     };
-    if leave_until.is_some() {
-        tracing::info!(proxy = %hello.name, %reason, "left the proxy");
+    standing.ending = if leave_until.is_some() {
+        Ending::Left
+    } else if broken.is_some() {
+        Ending::ProtocolError
     } else if proxy_leaves {
-        tracing::info!(proxy = %hello.name, %reason, "the proxy has left");
+        Ending::ProxyLeft
     } else {
-        tracing::warn!(proxy = %hello.name, %reason, "lost the connection to a proxy, and will connect again");
-    }
+        Ending::of(&reason)
+    };
+    log_end(lease, &hello.name, standing.ending, &reason, broken);
+    drop(standing);
     // The streams have failed with the connection, and the sockets behind them are being reset.
     streams.shutdown(CLOSE_GRACE).await;
     let _ = tokio::time::timeout(CLOSE_GRACE, endpoint.wait_idle()).await;
+}
+
+fn log_end(
+    lease: &Lease,
+    proxy: &NodeName,
+    ending: Ending,
+    reason: &ConnectionError,
+    broken: Option<String>,
+) {
+    match ending {
+        Ending::Left => tracing::info!(%proxy, %reason, "left the proxy"),
+        Ending::ProxyLeft => tracing::info!(%proxy, %reason, "the proxy has left"),
+        Ending::IdleTimeout
+        | Ending::ClosedByProxy
+        | Ending::Reset
+        | Ending::ProtocolError
+        | Ending::TransportError => {
+            let why = broken.map_or_else(
+                || reason.to_string(),
+                |broken| format!("the proxy broke the protocol: {broken}"),
+            );
+            if lease.is_lost_news(proxy, ending) {
+                tracing::warn!(%proxy, reason = why, "lost the connection to a proxy, and will connect again");
+            } else {
+                tracing::debug!(%proxy, reason = why, "lost the connection to a proxy again");
+            }
+        }
+    }
 }
 
 async fn until(deadline: Option<Instant>) {

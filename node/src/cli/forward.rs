@@ -13,6 +13,7 @@ use clap::Args;
 use self::output::Output;
 use super::CliError;
 use super::run::{Signals, single_threaded};
+use crate::clock::WallClock;
 use crate::net::{Network, SystemNetwork};
 use crate::random::Random;
 use crate::user::forward::Forwarder;
@@ -98,6 +99,7 @@ async fn serve(
     let parts = UserParts {
         network: network.clone(),
         random: Random::system(),
+        clock: WallClock::system(),
         on_event: Arc::new(move |event| printer.event(event)),
     };
     let client = UserClient::start(config, parts).map_err(|error| match error {

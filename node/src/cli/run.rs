@@ -13,9 +13,6 @@ use super::CliError;
 use super::config::SourceArgs;
 use crate::app::{self, Parts, Runtimes};
 use crate::config::{self, LogConfig, LogFormat};
-use crate::hooks::Hooks;
-use crate::net::SystemNetwork;
-use crate::random::Random;
 
 /// Arguments of a node.
 #[derive(Debug, Args)]
@@ -41,9 +38,7 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
         let mut signals = Signals::new()?;
         let parts = Parts {
             runtimes: threads.runtimes(),
-            network: std::sync::Arc::new(SystemNetwork),
-            random: Random::system(),
-            hooks: Hooks::default(),
+            ..Parts::current()
         };
         let mut bound = app::build_with(loaded.config, parts)
             .await

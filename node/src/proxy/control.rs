@@ -22,7 +22,7 @@ use super::session::{Ending, NewSession, Registration};
 use super::{Phase, Shared, grants};
 use crate::config::DuplicateNames;
 use crate::hooks::Connected;
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{FrameError, FrameReader};
 use crate::quic::transport;
 use crate::tasks::Tasks;
 
@@ -165,7 +165,7 @@ async fn greet(
         if others.iter().any(|other| *other != instance) {
             let why = "another process is connected under this name, and proxy.duplicate_names is \"refuse\"; stop it, or issue this one an identity of its own";
             let refused = Refused::new(Reason::NotAllowed, why);
-            send.write_all(&frames::encode(&Answer::Refused(refused))?)
+            send.write_all(&shared.hooks.encode(&Answer::Refused(refused))?)
                 .await?;
             return Err(HelloError::Duplicate);
         }
@@ -184,8 +184,8 @@ async fn greet(
     row.shared().await;
     let config = &shared.config;
     let told = shared.mesh.view();
-    let mut answer = frames::encode(&Answer::Opened(Opened::default()))?;
-    answer.extend(frames::encode(&ProxyFrame::Hello(ProxyHello {
+    let mut answer = shared.hooks.encode(&Answer::Opened(Opened::default()))?;
+    answer.extend(shared.hooks.encode(&ProxyFrame::Hello(ProxyHello {
         name: config.common.name.clone(),
         cluster: config.common.cluster.clone(),
         epoch: shared.epoch,
@@ -195,7 +195,7 @@ async fn greet(
         version: env!("CARGO_PKG_VERSION").into(),
         ext: Vec::new(),
     }))?);
-    answer.extend(frames::encode(&members(shared, told.clone()))?);
+    answer.extend(shared.hooks.encode(&members(shared, told.clone()))?);
     send.write_all(&answer).await?;
     reader.converse();
     let streams = grants::agent_streams(&shared.policy, &config.common.quic, agent);
@@ -242,7 +242,7 @@ async fn converse(
                 deadline_ms,
                 ext: Vec::new(),
             });
-            if send(&mut control.send, &notice).await.is_err() {
+            if send(shared, &mut control.send, &notice).await.is_err() {
                 return broken(connection);
             }
         }
@@ -255,7 +255,7 @@ async fn converse(
                     control.row = None;
                     shared.session_ended(&session.agent);
                     tracing::info!(agent = %session.agent, session = session.id, deadline_ms = leaving.deadline_ms, "agent leaves");
-                    if send(&mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
+                    if send(shared, &mut control.send, &ProxyFrame::Released(Released::default())).await.is_err() {
                         return broken(connection);
                     }
                 }
@@ -285,7 +285,7 @@ async fn converse(
             () = tokio::time::sleep_until(tell_at.unwrap_or(refresh)) => {
                 let all = shared.mesh.view();
                 let news: Vec<Member> = match tell_at.take() {
-                    Some(_) => all.iter().filter(|member| !control.told.contains(member)).cloned().collect(),
+                    Some(_) => news(&control.told, &all),
                     None => {
                         refresh = Instant::now() + REFRESH_INTERVAL;
                         all.clone()
@@ -293,7 +293,7 @@ async fn converse(
                 };
                 control.told = all;
                 session.count_lost_packets(&shared.metrics);
-                if send(&mut control.send, &members(shared, news)).await.is_err() {
+                if send(shared, &mut control.send, &members(shared, news)).await.is_err() {
                     return broken(connection);
                 }
             }
@@ -329,6 +329,17 @@ fn members(shared: &Shared, members: Vec<Member>) -> ProxyFrame {
     })
 }
 
+/// The members of `all` that were not told, or are not any more as they were. Both are in the order
+/// of names: each agent of each proxy is told of each change, so that this must not be quadratic.
+fn news(told: &[Member], all: &[Member]) -> Vec<Member> {
+    let is_told = |member: &&Member| {
+        let at = told.binary_search_by(|told| told.name.cmp(&member.name));
+        at.is_ok_and(|at| told[at] == **member)
+    };
+    let news = all.iter().filter(|member| !is_told(member));
+    news.cloned().collect()
+}
+
 /// The control stream is broken: with its connection, or by the agent alone.
 fn broken(connection: &Connection) -> Ending {
     connection
@@ -336,7 +347,11 @@ fn broken(connection: &Connection) -> Ending {
         .map_or(Ending::ProtocolError, |reason| Ending::of(&reason))
 }
 
-async fn send(stream: &mut SendStream, frame: &ProxyFrame) -> Result<(), HelloError> {
-    stream.write_all(&frames::encode(frame)?).await?;
+async fn send(
+    shared: &Shared,
+    stream: &mut SendStream,
+    frame: &ProxyFrame,
+) -> Result<(), HelloError> {
+    stream.write_all(&shared.hooks.encode(frame)?).await?;
     Ok(())
 }

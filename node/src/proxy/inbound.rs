@@ -9,9 +9,10 @@ use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{Answer, Dial, Open, Opened, Refused, WireError};
 use quinn::{RecvStream, SendStream};
 
-use super::Shared;
 use super::router::{self, DialRequest, Reach};
+use super::{Phase, Shared};
 use crate::forward;
+use crate::hooks::Hooks;
 use crate::metrics::StreamMeter;
 use crate::quic::frames::{self, FrameError, FrameReader};
 use crate::quic::{TunnelRecv, TunnelSend, TunnelStream};
@@ -24,6 +25,7 @@ pub(super) struct Inbound {
     meter: Arc<StreamMeter>,
     /// Who opened it, for the log.
     who: String,
+    hooks: Hooks,
 }
 
 impl Inbound {
@@ -35,6 +37,7 @@ impl Inbound {
             recv,
             meter,
             who,
+            hooks: shared.hooks.clone(),
         }
     }
 
@@ -72,7 +75,7 @@ impl Inbound {
 
     /// Answers that it is not done, and why.
     pub(super) async fn refuse(mut self, refused: Refused) {
-        if let Ok(answer) = frames::encode(&Answer::Refused(refused))
+        if let Ok(answer) = self.hooks.encode(&Answer::Refused(refused))
             && self.send.write_all(&answer).await.is_ok()
         {
             // Fails only for a stream that was ended already.
@@ -84,7 +87,7 @@ impl Inbound {
     /// Answers that it is done. The halves then carry whatever was asked for, and are no more among
     /// the streams that a drain waits for.
     pub(super) async fn opened(mut self) -> Option<(SendStream, RecvStream)> {
-        let answer = frames::encode(&Answer::Opened(Opened::default())).ok()?;
+        let answer = self.hooks.encode(&Answer::Opened(Opened::default())).ok()?;
         self.send.write_all(&answer).await.ok()?;
         Some((self.send, self.recv))
     }
@@ -109,9 +112,19 @@ impl Inbound {
             recv,
             meter,
             who,
+            hooks: _,
         } = self;
         let mut send = TunnelSend::new(send, meter.clone());
-        match router::dial(shared, &request, reach, None).await {
+        // A dial of somebody who has gone meanwhile must not go on.
+        let dialled = tokio::select! {
+            biased;
+            dialled = router::dial(shared, &request, reach, None) => dialled,
+            () = send.stopped() => {
+                tracing::debug!(who, agent = %request.agent, "whoever asked for a dial has gone");
+                return;
+            }
+        };
+        match dialled {
             Ok(tunnel) => {
                 let opened = frames::encode(&Answer::Opened(Opened::default()));
                 let Ok(answer) = opened else {
@@ -126,7 +139,10 @@ impl Inbound {
                 }
             }
             Err(error) => {
-                let refused = Refused::new(error.reason, &error.message);
+                let mut refused = Refused::new(error.reason, &error.message);
+                if *shared.phase.borrow() == Phase::Draining {
+                    refused = refused.by_leaving_proxy();
+                }
                 if let Ok(answer) = frames::encode(&Answer::Refused(refused))
                     && send.write_frame(&answer).await.is_ok()
                 {

@@ -2,6 +2,7 @@
 //! its users that there is no such agent.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::mesh::is_active;
@@ -21,12 +22,15 @@ pub(super) async fn run(shared: Arc<Shared>) {
         return;
     };
     let missing = missing(&shared);
-    let was_joining = shared.phase.send_if_modified(|phase| match phase {
-        Phase::Joining => {
-            *phase = Phase::Serving;
-            true
+    let was_joining = shared.phase.send_if_modified(|phase| {
+        shared.joined.store(true, Ordering::Relaxed);
+        match phase {
+            Phase::Joining => {
+                *phase = Phase::Serving;
+                true
+            }
+            Phase::Serving | Phase::Notice | Phase::Draining => false,
         }
-        Phase::Serving | Phase::Notice | Phase::Draining => false,
     });
     if was_joining && joined.is_err() {
         match missing {

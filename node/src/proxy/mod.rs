@@ -20,6 +20,7 @@ mod users;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
@@ -42,6 +43,7 @@ pub(crate) use self::report::Observer;
 use self::router::{DialError, DialRequest, Misses, Reach};
 use self::routing::Routing;
 use self::session::{Session, Sessions};
+use crate::clock::WallClock;
 use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
@@ -81,6 +83,7 @@ pub(crate) struct Shared {
     pub(crate) hooks: Hooks,
     policy: Policy,
     pub(crate) random: Random,
+    pub(crate) clock: WallClock,
     pub(crate) epoch: u64,
     started: Instant,
     /// Holds the state directory for as long as the proxy runs.
@@ -96,6 +99,8 @@ pub(crate) struct Shared {
     /// How many shards there are.
     pub(crate) shards: usize,
     pub(crate) phase: watch::Sender<Phase>,
+    /// Joining is over; changed within changes of `phase`.
+    joined: AtomicBool,
     /// When what still runs is cut.
     drain_until: watch::Sender<Option<Instant>>,
     /// Whose pooled streams are to be closed, since a session of that agent ended.
@@ -179,6 +184,8 @@ pub struct ProxyParts {
     pub registry: Registry,
     /// Where randomness comes from.
     pub random: Random,
+    /// What certificates are judged by.
+    pub clock: WallClock,
     /// The application's say.
     pub hooks: Hooks,
     /// One runtime per shard; the first one also serves the ingress listeners.
@@ -186,7 +193,7 @@ pub struct ProxyParts {
 }
 
 impl ProxyParts {
-    /// The system's network, no hooks, and one shard on the runtime of the caller.
+    /// The system's network and clock, no hooks, and one shard on the runtime of the caller.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -196,6 +203,7 @@ impl ProxyParts {
             network: Arc::new(SystemNetwork),
             registry: Registry::new(),
             random: Random::system(),
+            clock: WallClock::system(),
             hooks: Hooks::default(),
             shards: vec![Handle::current()],
         }
@@ -249,7 +257,7 @@ impl Proxy {
             Some(dir) => keys::load(dir, &mut parts.random.generator())?,
             // Without a state directory nothing tells this start from another but the time.
             None => EndpointState {
-                epoch: unix_seconds(),
+                epoch: parts.clock.unix_seconds(),
                 keys: EndpointKeys::random(&mut parts.random.generator()),
                 lock: None,
             },
@@ -282,6 +290,7 @@ impl Proxy {
             epoch: state.epoch,
             _state_lock: state.lock,
             random: parts.random.clone(),
+            clock: parts.clock.clone(),
             network: parts.network,
             hooks: parts.hooks,
             policy: Policy::new(config.common.cluster.clone(), config.grants.clone()),
@@ -299,6 +308,7 @@ impl Proxy {
             } else {
                 Phase::Joining
             }),
+            joined: AtomicBool::new(config.peers.is_empty()),
             drain_until: watch::Sender::new(None),
             started: Instant::now(),
             ended_sessions: tokio::sync::broadcast::Sender::new(256),
@@ -317,6 +327,7 @@ impl Proxy {
                 let endpoint_parts = EndpointParts {
                     network: &*shared.network,
                     random: &parts.random,
+                    clock: &parts.clock,
                     credentials: &shared.config.common.credentials,
                     config: &shared.config.common.quic,
                     keys: &state.keys,
@@ -360,7 +371,9 @@ impl Proxy {
             background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
             background.spawn_on(mesh::run(shared.clone()), &first);
             background.spawn_on(routing::announce(shared.clone()), &first);
-            background.spawn_on(join::run(shared.clone()), &first);
+            if !shared.config.peers.is_empty() {
+                background.spawn_on(join::run(shared.clone()), &first);
+            }
         }
         tracing::info!(
             proxy = %shared.config.common.name, cluster = %shared.config.common.cluster,
@@ -470,12 +483,18 @@ impl Proxy {
         tokio::time::sleep_until(since + notice).await;
     }
 
-    /// Takes a notice back: the proxy is ready again.
+    /// Takes a notice back: the proxy is ready again, unless it has not joined yet.
     pub fn cancel_notice(&mut self) {
         self.drain_since = None;
         self.drain_deadline = None;
         self.shared.node_metrics.draining.set(0);
-        self.shared.phase.send_replace(Phase::Serving);
+        self.shared.phase.send_modify(|phase| {
+            *phase = if self.shared.joined.load(Ordering::Relaxed) {
+                Phase::Serving
+            } else {
+                Phase::Joining
+            };
+        });
         tracing::info!("the drain was cancelled");
     }
 
@@ -545,13 +564,6 @@ fn advertised(configured: &[String], bound: SocketAddr) -> Vec<String> {
         return vec![bound.to_string()];
     }
     configured.to_vec()
-}
-
-fn unix_seconds() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the edge where wall time enters")]
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 /// Dials the targets of one agent through a proxy in this process.

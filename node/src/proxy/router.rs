@@ -192,6 +192,7 @@ fn log_dial(
         duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         sent_bytes = totals.sent_bytes,
         received_bytes = totals.received_bytes,
+        cut = totals.cut,
         trace = request.trace.map(|trace| trace.to_string()),
         "dial"
     );

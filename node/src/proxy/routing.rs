@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::peers::links::Link;
 use crate::changes::{Changes, Watcher};
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{FrameError, FrameReader};
 
 /// How long changes of the own routes are gathered before gossip tells of them: peers hear of each
 /// at once on their streams, and gossip only lets them notice that they have missed one.
@@ -28,6 +28,10 @@ const BEHIND_FOR: Duration = Duration::from_secs(3);
 
 /// How long a stream of routes that broke waits before the next one.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How long the next snapshot of a peer's routes waits behind one: each costs a look at all routes,
+/// however few bytes it has, and a peer in order needs another one hardly ever.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long an agent's registration waits until the peers know of it.
 const SHARE_DEADLINE: Duration = Duration::from_millis(500);
@@ -264,7 +268,7 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         have,
         ext: Vec::new(),
     });
-    send.write_all(&frames::encode(&open)?).await?;
+    send.write_all(&shared.hooks.encode(&open)?).await?;
     let mut reader = FrameReader::default();
     match reader.next::<Answer>(&mut recv).await? {
         Answer::Opened(_) => {}
@@ -273,6 +277,7 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
     reader.converse();
     let mut heard = routing.heard.watch();
     let mut behind_since: Option<Instant> = None;
+    let mut snapshots = Snapshots::default();
     loop {
         let give_up = behind_since.map(|since| since + BEHIND_FOR);
         let frame = tokio::select! {
@@ -295,6 +300,9 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
                 }
             }
         };
+        if let RoutesFrame::Snapshot(_) = &frame {
+            snapshots.next().await;
+        }
         let gone = match &frame {
             RoutesFrame::Delta(delta) => {
                 delta.removed.iter().map(|row| row.agent.clone()).collect()
@@ -315,8 +323,24 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         if let Some(applied) = applied {
             routing.copied.notify();
             let frame = RoutesReaderFrame::Applied(applied);
-            send.write_all(&frames::encode(&frame)?).await?;
+            send.write_all(&shared.hooks.encode(&frame)?).await?;
         }
+    }
+}
+
+/// Holds back a peer that begins its snapshot anew again and again: nothing is read meanwhile.
+#[derive(Debug, Default)]
+struct Snapshots {
+    next: Option<Instant>,
+}
+
+impl Snapshots {
+    /// Completes when the next one may begin.
+    async fn next(&mut self) {
+        if let Some(next) = self.next {
+            tokio::time::sleep_until(next).await;
+        }
+        self.next = Some(Instant::now() + SNAPSHOT_INTERVAL);
     }
 }
 
@@ -341,7 +365,7 @@ pub(super) async fn tell(
         tokio::select! {
             biased;
             error = hear(&reader, recv) => error,
-            error = write(&reader, send) => error,
+            error = write(shared, &reader, send) => error,
         }
     };
     let error = told.await;
@@ -401,7 +425,7 @@ async fn hear(reader: &Reader<'_>, mut recv: RecvStream) -> RoutesError {
     }
 }
 
-async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
+async fn write(shared: &Shared, reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
     let routing = reader.routing;
     let mut changes = routing.changes.watch();
     loop {
@@ -412,7 +436,7 @@ async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
             let Some(frame) = frame else {
                 break;
             };
-            let written = match frames::encode(&frame) {
+            let written = match shared.hooks.encode(&frame) {
                 Ok(bytes) => send.write_all(&bytes).await.map_err(RoutesError::from),
                 Err(error) => Err(error.into()),
             };
@@ -421,5 +445,26 @@ async fn write(reader: &Reader<'_>, mut send: SendStream) -> RoutesError {
             }
         }
         changes.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn repeated_snapshots_are_held_back() {
+        let start = Instant::now();
+        let mut snapshots = Snapshots::default();
+        snapshots.next().await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for number in 1..=20 {
+            snapshots.next().await;
+            assert_eq!(start.elapsed(), SNAPSHOT_INTERVAL * number);
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let quiet = Instant::now();
+        snapshots.next().await;
+        assert_eq!(quiet.elapsed(), Duration::ZERO);
     }
 }

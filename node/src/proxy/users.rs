@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use super::inbound::Inbound;
 use super::router::Reach;
 use super::{Phase, Shared};
-use crate::quic::{frames, transport};
+use crate::quic::frames;
+use crate::quic::transport::StreamLimit;
 use crate::tasks::Tasks;
 
 /// A user's connection.
@@ -27,7 +28,7 @@ struct User {
 /// Serves a user's connection until it ends.
 pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: NodeName) {
     let quic = &shared.config.common.quic;
-    transport::admit(&connection, quic, quic.streams_max);
+    let mut limit = StreamLimit::admit(&connection, quic, quic.streams_max);
     tracing::debug!(%user, remote = %connection.remote_address(), "user connected");
     let user = Arc::new(User {
         name: user,
@@ -45,6 +46,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
                         let cut = shared.cut.clone();
                         cut.run_until_cancelled(serve_stream(shared, &user, inbound)).await;
                     });
+                    limit.in_use(&connection, tasks.len());
                 }
                 Err(error) => {
                     tracing::debug!(user = %user.name, %error, "user disconnected");

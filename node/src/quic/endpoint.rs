@@ -13,6 +13,7 @@ use quinn::{ConnectionId, EndpointConfig};
 use super::connection_id::SignedConnectionIds;
 use super::keys::EndpointKeys;
 use super::transport::transport;
+use crate::clock::WallClock;
 use crate::config::QuicConfig;
 use crate::net::Network;
 use crate::random::Random;
@@ -73,6 +74,8 @@ pub struct EndpointParts<'a> {
     pub network: &'a dyn Network,
     /// Where randomness comes from.
     pub random: &'a Random,
+    /// What certificates are judged by.
+    pub clock: &'a WallClock,
     /// Who the node is.
     pub credentials: &'a Credentials,
     /// Limits and timers.
@@ -94,11 +97,12 @@ pub fn listen(
 ) -> Result<BoundEndpoint, EndpointError> {
     let EndpointParts {
         credentials,
+        clock,
         config,
         keys,
         ..
     } = *parts;
-    let tls = certs::proxy_server_config(credentials, alpn, certs::system_time())?;
+    let tls = certs::proxy_server_config(credentials, alpn, clock.provider())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let token_key =
@@ -139,7 +143,8 @@ pub fn agent_client_config(
     parts: &EndpointParts<'_>,
     proxy: Option<&NodeName>,
 ) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls = certs::client_config(parts.credentials, ALPN_AGENT, proxy, certs::system_time())?;
+    let time = parts.clock.provider();
+    let tls = certs::client_config(parts.credentials, ALPN_AGENT, proxy, time)?;
     client_config(tls, parts.config, parts.random)
 }
 
@@ -152,8 +157,9 @@ pub fn peer_client_config(
     config: &QuicConfig,
     name: Option<&NodeName>,
     random: &Random,
+    clock: &WallClock,
 ) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls = certs::client_config(credentials, ALPN_PEER, name, certs::system_time())?;
+    let tls = certs::client_config(credentials, ALPN_PEER, name, clock.provider())?;
     client_config(tls, config, random)
 }
 
@@ -161,13 +167,10 @@ pub fn peer_client_config(
 ///
 /// # Errors
 /// [`EndpointError`].
-pub fn user_client_config(
-    credentials: &Credentials,
-    config: &QuicConfig,
-    random: &Random,
-) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls = certs::client_config(credentials, ALPN_USER, None, certs::system_time())?;
-    client_config(tls, config, random)
+pub fn user_client_config(parts: &EndpointParts<'_>) -> Result<quinn::ClientConfig, EndpointError> {
+    let time = parts.clock.provider();
+    let tls = certs::client_config(parts.credentials, ALPN_USER, None, time)?;
+    client_config(tls, parts.config, parts.random)
 }
 
 fn client_config(

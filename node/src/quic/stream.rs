@@ -33,6 +33,41 @@ pub enum StreamError {
     Closed,
 }
 
+impl StreamError {
+    /// The word for it in logs.
+    #[must_use]
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Reset(code) => u32::try_from(code.into_inner())
+                .ok()
+                .and_then(ResetCode::from_code)
+                .map_or("reset", ResetCode::as_str),
+            Self::ConnectionLost(_) => "lost",
+            Self::Stalled => "stalled",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// The broken stream behind an error of whoever has used it.
+    pub(crate) fn behind<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            let inner = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            // An `io::Error` names the source of what it wraps, and not what it wraps.
+            next = match inner {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
 fn reset_reason(code: VarInt) -> String {
     u32::try_from(code.into_inner())
         .ok()
@@ -271,7 +306,7 @@ impl TunnelRecv {
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, StreamError>> {
         if self.slot.is_cut() {
-            return Poll::Ready(Err(StreamError::Stalled));
+            return Poll::Ready(Err(self.broken(StreamError::Stalled)));
         }
         let mut stream = self.slot.stream();
         // quinn keeps the waker with the stream, so that the future may be made anew for each poll.
@@ -292,8 +327,15 @@ impl TunnelRecv {
                 self.slot.mark_waiting();
                 Poll::Ready(Ok(None))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.broken(error))),
         }
+    }
+
+    /// Notes why nothing more comes.
+    fn broken(&self, error: impl Into<StreamError>) -> StreamError {
+        let error = error.into();
+        self.meter.note_cut(error.cause());
+        error
     }
 
     /// Completes when the node's budget has cut this half; a reader that waits for something else
@@ -317,7 +359,7 @@ impl AsyncRead for TunnelRecv {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.slot.is_cut() {
-            return Poll::Ready(Err(StreamError::Stalled.into()));
+            return Poll::Ready(Err(this.broken(StreamError::Stalled).into()));
         }
         let before = buf.filled().len();
         let polled = this.slot.stream().poll_read_buf(cx, buf);
@@ -336,7 +378,7 @@ impl AsyncRead for TunnelRecv {
                 }
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(StreamError::from(error).into())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(this.broken(error).into())),
         }
     }
 }

@@ -65,6 +65,44 @@ pub fn admit(connection: &quinn::Connection, config: &QuicConfig, streams: u32) 
     connection.set_receive_window(var_int(connection_window_bytes(config)));
 }
 
+/// The streams that the other side of one connection may open, raised as it uses them: quinn sets
+/// aside 116 bytes for each that is allowed, used or not, which would be most of what an idle
+/// connection costs.
+#[derive(Debug)]
+pub(crate) struct StreamLimit {
+    allowed: u32,
+    max: u32,
+}
+
+impl StreamLimit {
+    /// What is allowed at first.
+    pub(crate) const FIRST: u32 = 64;
+
+    /// By how much it is raised at a time. Every time costs whoever wants all of them a round trip.
+    const GROWTH: u32 = 4;
+
+    /// As [`admit`], with few streams at first and never more than `max`.
+    pub(crate) fn admit(connection: &quinn::Connection, config: &QuicConfig, max: u32) -> Self {
+        let allowed = Self::FIRST.min(max);
+        admit(connection, config, allowed);
+        Self { allowed, max }
+    }
+
+    /// So many are open. Once half of what is allowed is in use, more is.
+    pub(crate) fn in_use(&mut self, connection: &quinn::Connection, open: usize) {
+        if let Some(allowed) = self.raised(open) {
+            self.allowed = allowed;
+            connection.set_max_concurrent_bi_streams(allowed.into());
+        }
+    }
+
+    fn raised(&self, open: usize) -> Option<u32> {
+        let half = usize::try_from(self.allowed / 2).unwrap_or(usize::MAX);
+        (open > half && self.allowed < self.max)
+            .then(|| self.allowed.saturating_mul(Self::GROWTH).min(self.max))
+    }
+}
+
 /// The connection's flow-control window in bytes: above what all stalled streams can hold.
 #[must_use]
 pub fn connection_window_bytes(config: &QuicConfig) -> u64 {
@@ -83,6 +121,25 @@ fn var_int(value: u64) -> VarInt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streams_are_allowed_as_they_are_used() {
+        let mut limit = StreamLimit {
+            allowed: StreamLimit::FIRST,
+            max: 4096,
+        };
+        let mut steps = vec![limit.allowed];
+        for open in 0..10_000 {
+            if let Some(allowed) = limit.raised(open) {
+                assert_eq!(open, limit.allowed as usize / 2 + 1);
+                limit.allowed = allowed;
+                steps.push(allowed);
+            }
+        }
+        assert_eq!(steps, [64, 256, 1024, 4096]);
+        let few = StreamLimit { allowed: 5, max: 5 };
+        assert_eq!(few.raised(5), None);
+    }
 
     #[test]
     fn connection_window_exceeds_what_stalled_streams_hold() {

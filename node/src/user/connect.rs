@@ -13,7 +13,7 @@ use quinn::{Connection, ConnectionError};
 
 use super::held::{Control, Held};
 use super::{CLOSE_GRACE, Shared};
-use crate::quic::endpoint::{self, EndpointError, EndpointParts};
+use crate::quic::endpoint::{self, EndpointError};
 use crate::quic::frames::{self, FrameReader};
 use crate::quic::{identity, transport};
 
@@ -172,14 +172,8 @@ pub(super) async fn attempt(
     id: u64,
 ) -> Result<Held, ConnectError> {
     let config = &shared.config;
-    let parts = EndpointParts {
-        network: &*shared.network,
-        random: &shared.random,
-        credentials: &config.credentials,
-        config: &config.quic,
-        keys: &shared.keys,
-    };
-    let client = endpoint::user_client_config(&config.credentials, &config.quic, &shared.random)?;
+    let parts = shared.endpoint_parts();
+    let client = endpoint::user_client_config(&parts)?;
     let endpoint = endpoint::dialling(&parts, remote)?.endpoint;
     let server_name = config.credentials.identity().cluster.proxy_dns_name();
     let connecting = endpoint
@@ -255,6 +249,7 @@ async fn accepted(connection: &Connection) -> Result<Control, ConnectError> {
             message,
             ..
         }) => Err(ConnectError::Refused(format!("{reason}: {message}"))),
-        Answer::Opened(_) | Answer::Refused(_) => Ok(Control::new(send, recv, reader)),
+        Answer::Opened(_) => Ok(Control::new(send, recv, reader, true)),
+        Answer::Refused(_) => Ok(Control::new(send, recv, reader, false)),
     }
 }

@@ -280,7 +280,9 @@ async fn ask(
         }
         Ok(Answer::Refused(refused)) => {
             held.mark_heard();
-            let elsewhere = refused.reason == Reason::Draining;
+            // An agent that is about to leave does not come back through another proxy.
+            let elsewhere = refused.reason == Reason::Draining
+                && (refused.is_by_leaving_proxy() || !held.tells);
             if elsewhere {
                 held.leave(Why::Draining);
             }

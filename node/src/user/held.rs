@@ -26,16 +26,24 @@ pub(super) struct Control {
     _send: SendStream,
     recv: RecvStream,
     reader: FrameReader,
+    /// The proxy keeps it open, and tells by it.
+    tells: bool,
 }
 
 impl Control {
     /// Its answer has been read.
-    pub(super) fn new(send: SendStream, recv: RecvStream, mut reader: FrameReader) -> Self {
+    pub(super) fn new(
+        send: SendStream,
+        recv: RecvStream,
+        mut reader: FrameReader,
+        tells: bool,
+    ) -> Self {
         reader.converse();
         Self {
             _send: send,
             recv,
             reader,
+            tells,
         }
     }
 
@@ -59,6 +67,8 @@ pub(super) struct Held {
     pub(super) connection: Connection,
     pub(super) proxy: NodeName,
     pub(super) remote: SocketAddr,
+    /// The proxy says of itself that it is about to leave. An older one only refuses dials.
+    pub(super) tells: bool,
     endpoint: Endpoint,
     /// For whoever keeps the connection, once.
     control: Mutex<Option<Control>>,
@@ -79,6 +89,7 @@ impl Held {
             connection,
             proxy,
             remote,
+            tells: control.tells,
             endpoint,
             control: Mutex::new(Some(control)),
             uses: watch::Sender::new(0),

@@ -2,10 +2,12 @@
 //! fallen silent.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
+use quinn::ConnectionError;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
@@ -62,8 +64,7 @@ struct Keeper {
     was_connected: bool,
     /// The failures that were told of last, and when.
     told: Option<(BTreeSet<(String, ConnectErrorKind)>, Instant)>,
-    /// The connection in use, with the reason to leave it if there is one.
-    current: Option<(Arc<Held>, Option<Why>)>,
+    current: Current,
     retiring: VecDeque<Weak<Held>>,
     tasks: Tasks,
 }
@@ -96,16 +97,12 @@ impl Keeper {
                 Ok(why) => self.current = Some((held, Some(why))),
                 Err(error) => {
                     self.current = None;
-                    self.shared.state.send_replace(State::Connecting);
-                    self.shared.tell(&Event::Lost {
-                        proxy: held.proxy.clone(),
-                        why: error.to_string(),
-                    });
+                    lost(&self.shared, &held, &error);
                 }
             }
             // The first time at once; a connection that does not hold is waited for.
             if let Some(wait) = self.backoff.moved() {
-                tokio::time::sleep(wait).await;
+                self.sleep(wait).await;
             }
         }
     }
@@ -117,26 +114,23 @@ impl Keeper {
                 return Err(GaveUp::Expired(error));
             }
             let round = race::round(&self.shared, &mut self.candidates, &mut self.next_id);
-            let failures = match round.await {
+            let outcome = watching(&self.shared, &mut self.current, round).await;
+            let failures = match outcome {
                 Ok(held) => return Ok(held),
                 Err(failures) => failures,
             };
-            if self
-                .current
-                .as_ref()
-                .is_some_and(|(held, _)| !held.is_open())
-            {
-                self.current = None;
-                self.shared.state.send_replace(State::Connecting);
-            }
             let hopeless = |failure: &Failure| failure.kind == ConnectErrorKind::Untrusted;
             if !self.was_connected && !failures.is_empty() && failures.iter().all(hopeless) {
                 return Err(GaveUp::Untrusted(list(&failures)));
             }
             let retry_in = self.backoff.failed();
             self.tell_unreachable(failures, retry_in);
-            tokio::time::sleep(retry_in).await;
+            self.sleep(retry_in).await;
         }
+    }
+
+    async fn sleep(&mut self, wait: Duration) {
+        watching(&self.shared, &mut self.current, tokio::time::sleep(wait)).await;
     }
 
     /// A connection for everything that is new.
@@ -211,7 +205,7 @@ impl Keeper {
 
     /// Says when the own certificate cannot be used any more: it is read once, so no attempt helps.
     fn check_time(&self) -> Result<(), String> {
-        match certs::system_time().current_time() {
+        match self.shared.clock.provider().current_time() {
             Some(now) => self
                 .shared
                 .config
@@ -221,6 +215,32 @@ impl Keeper {
             None => Ok(()),
         }
     }
+}
+
+/// The connection in use, with the reason to leave it if there is one.
+type Current = Option<(Arc<Held>, Option<Why>)>;
+
+/// Waits for what leads to another connection; notices meanwhile when the one in use ends.
+async fn watching<T>(shared: &Shared, current: &mut Current, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    if let Some((held, _)) = current {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            error = held.connection.closed() => lost(shared, held, &error),
+        }
+        *current = None;
+    }
+    work.await
+}
+
+/// There is no connection in use any more.
+fn lost(shared: &Shared, held: &Held, error: &ConnectionError) {
+    shared.state.send_replace(State::Connecting);
+    shared.tell(&Event::Lost {
+        proxy: held.proxy.clone(),
+        why: error.to_string(),
+    });
 }
 
 async fn draining(control: Option<&mut Control>) {

@@ -40,10 +40,11 @@ pub use self::connect::{ConnectError, ConnectErrorKind};
 pub use self::dial::{DialError, Request};
 pub use self::event::{Event, Failure, OnEvent, Why};
 use self::held::Held;
+use crate::clock::WallClock;
 use crate::config::QuicConfig;
 use crate::metrics::{MetricsError, NodeMetrics};
 use crate::net::{Network, SystemNetwork};
-use crate::quic::endpoint::{self, EndpointError};
+use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::keys::EndpointKeys;
 use crate::quic::stall::StallBudget;
 use crate::random::Random;
@@ -88,16 +89,19 @@ pub struct UserParts {
     pub network: Arc<dyn Network>,
     /// Where randomness comes from.
     pub random: Random,
+    /// What certificates are judged by.
+    pub clock: WallClock,
     /// Hears of what happens to the connection. Called on the client's task; must not block.
     pub on_event: OnEvent,
 }
 
 impl Default for UserParts {
-    /// The system's network, and nobody who listens.
+    /// The system's network and clock, and nobody who listens.
     fn default() -> Self {
         Self {
             network: Arc::new(SystemNetwork),
             random: Random::system(),
+            clock: WallClock::system(),
             on_event: Arc::new(|_| {}),
         }
     }
@@ -155,6 +159,7 @@ struct Shared {
     config: UserConfig,
     network: Arc<dyn Network>,
     random: Random,
+    clock: WallClock,
     on_event: OnEvent,
     keys: EndpointKeys,
     metrics: NodeMetrics,
@@ -165,6 +170,18 @@ struct Shared {
 }
 
 impl Shared {
+    /// What endpoints are made of.
+    fn endpoint_parts(&self) -> EndpointParts<'_> {
+        EndpointParts {
+            network: &*self.network,
+            random: &self.random,
+            credentials: &self.config.credentials,
+            config: &self.config.quic,
+            keys: &self.keys,
+            clock: &self.clock,
+        }
+    }
+
     fn tell(&self, event: &Event) {
         (self.on_event)(event);
     }
@@ -198,8 +215,6 @@ impl UserClient {
         if config.proxies.is_empty() {
             return Err(StartError::NoProxy);
         }
-        // What every attempt will do: so a fault of ours is seen now.
-        endpoint::user_client_config(&config.credentials, &config.quic, &parts.random)?;
         let metrics = NodeMetrics::new(&Registry::new())?;
         let quic = &config.quic;
         let shared = Arc::new(Shared {
@@ -207,6 +222,7 @@ impl UserClient {
             on_event: parts.on_event,
             keys: EndpointKeys::random(&mut parts.random.generator()),
             random: parts.random,
+            clock: parts.clock,
             budget: StallBudget::new(
                 quic.stream_window_bytes,
                 quic.buffer_bytes_max,
@@ -217,6 +233,8 @@ impl UserClient {
             cut: CancellationToken::new(),
             config,
         });
+        // What every attempt will do: so a fault of ours is seen now.
+        endpoint::user_client_config(&shared.endpoint_parts())?;
         let mut tasks = Tasks::new("connection of a user");
         tasks.spawn(keep::run(shared.clone()));
         let (cut, budget) = (shared.cut.clone(), shared.budget.clone());

@@ -30,6 +30,7 @@
 //! | `link.rs` | latency, loss, order, bandwidth |
 //! | `datagram.rs`, `tcp.rs`, `tcp/connect.rs` | what sockets do |
 //! | `nat.rs`, `balancer.rs`, `dns.rs` | what stands between hosts |
+//! | `clock.rs` | wall clocks, which may be wrong |
 //! | `services.rs` | targets for agents |
 //! | `trace.rs` | what happened |
 //!
@@ -37,6 +38,7 @@
 //! still both ways: its own timers run on, but nobody can tell.
 
 mod balancer;
+mod clock;
 mod control;
 mod datagram;
 mod dns;

@@ -4,12 +4,14 @@ mod traffic;
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use certs::Kind;
 use mesh_proto::allow::AllowList;
 use node::app::{self, Bound, Parts, Runtimes};
+use node::clock::WallClock;
 use node::config::{AgentConfig, NodeConfig, ProxyConfig};
 use node::hooks::Hooks;
 use node::random::Random;
@@ -18,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::balancer::mix;
+use super::clock::Clock;
 use super::network::SimNet;
 use super::state::{HostId, NatId};
 use crate::Result;
@@ -66,6 +69,7 @@ struct Node {
     name: String,
     config: NodeConfig,
     hooks: Hooks,
+    clock: Arc<Clock>,
     starts: u64,
     bound: Option<Bound>,
 }
@@ -150,6 +154,12 @@ impl World {
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// The name of the fleet's cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &'static str {
+        CLUSTER
     }
 
     /// The authority of the fleet.
@@ -304,6 +314,7 @@ impl World {
             name,
             config,
             hooks,
+            clock: Arc::new(Clock::new(self.started)),
             starts: 0,
             bound: None,
         });
@@ -320,6 +331,7 @@ impl World {
             runtimes: Runtimes::current(),
             network,
             random: Random::seeded(mix(mix(self.seed ^ id.index as u64) ^ node.starts)),
+            clock: WallClock::of(node.clock.clone()),
             hooks: node.hooks.clone(),
         };
         let bound = Box::pin(app::build_with(node.config.clone(), parts)).await;
@@ -376,6 +388,11 @@ impl World {
     /// Restores both directions between two nodes.
     pub fn heal(&self, a: NodeId, b: NodeId) {
         self.net.heal(a, b);
+    }
+
+    /// Makes a node's wall clock wrong by so many seconds, or right again; virtual time goes on.
+    pub fn set_clock_off(&self, node: NodeId, seconds: i64) {
+        self.nodes[node.index].clock.set(seconds);
     }
 
     /// Freezes a node: see [`SimNet::freeze`].

@@ -6,6 +6,7 @@ mod balancers;
 mod churn;
 mod herd;
 mod idle;
+mod leases;
 mod losses;
 mod rollouts;
 mod support;

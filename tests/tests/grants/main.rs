@@ -10,6 +10,7 @@
 
 mod agents;
 mod binary;
+mod floods;
 mod hostile;
 mod support;
 mod users;

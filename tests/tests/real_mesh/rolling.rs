@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use mesh_tests::{Result, http, probe, web};
 use tokio::task::JoinSet;
 
@@ -44,6 +44,18 @@ impl Tally {
 struct Backend {
     http: SocketAddr,
     admin: SocketAddr,
+}
+
+impl Site {
+    fn backends(&self) -> Vec<Backend> {
+        self.proxies
+            .iter()
+            .map(|proxy| Backend {
+                http: proxy.http,
+                admin: proxy.admin,
+            })
+            .collect()
+    }
 }
 
 impl Backend {
@@ -142,11 +154,7 @@ async fn rolling_upgrade_loses_nothing() -> Result {
     let tally = Arc::new(Tally::default());
     let mut load = JoinSet::new();
     let mut sessions = JoinSet::new();
-    for proxy in &site.proxies {
-        let backend = Backend {
-            http: proxy.http,
-            admin: proxy.admin,
-        };
+    for backend in site.backends() {
         load.spawn(backend.short_requests(target.addr, tally.clone()));
         load.spawn(backend.downloads(target.addr, tally.clone()));
         sessions.spawn(backend.most_sessions(tally.clone()));
@@ -186,8 +194,16 @@ async fn rolling_upgrade_loses_nothing() -> Result {
     Ok(())
 }
 
-/// A proxy that is killed breaks what crosses it; the survivors serve at once what they hold, and the
-/// rest within the idle timeout.
+/// A download that was on its way when a proxy was killed.
+struct Download {
+    what: &'static str,
+    /// Whether it is to come whole.
+    survives: bool,
+    outcome: Option<String>,
+}
+
+/// A proxy that is killed breaks what crosses it, and nothing else; the survivors serve at once what
+/// they hold, and the rest within the idle timeout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn survivors_serve_on_when_a_proxy_is_killed() -> Result {
     let mut site = Site::new(3, 2)?;
@@ -201,29 +217,71 @@ async fn survivors_serve_on_when_a_proxy_is_killed() -> Result {
     }
     site.until_status(2, |status| status.contains("agents 1 in 1 sessions"))?;
     let target = web::start().await?;
+    let backends = site.backends();
+    let mut downloads = JoinSet::new();
+    for (what, through, agent, survives) in [
+        ("a survivor's own agent", 1, 1, true),
+        ("another survivor's own agent", 2, 1, true),
+        ("through the killed one", 0, 1, false),
+        ("through the killed one, an agent of its own", 0, 2, false),
+        (
+            "through a survivor, an agent of the killed one",
+            1,
+            2,
+            false,
+        ),
+    ] {
+        let (backend, target) = (backends[through], target.addr);
+        downloads.spawn(async move {
+            Download {
+                what,
+                survives,
+                outcome: backend.get(agent, target, "slow", DOWNLOAD_BYTES).await,
+            }
+        });
+    }
+    probe::until("the downloads run", || target.open() == 5).await?;
     let mut killed = site.proxies[0].process.take().context("it runs")?;
     killed.signal("KILL")?;
     killed.wait()?;
     // Held by the survivors.
-    for index in 1..3 {
-        let path = format!("/client/a1/http/{}/source/1000", target.addr);
-        let answer = http::get(site.proxies[index].http, &path).await?;
-        ensure!(answer.status == 200, "{}", answer.text());
+    for backend in &backends[1..] {
+        let failure = backend.get(1, target.addr, "source", 1000).await;
+        ensure!(failure.is_none(), "{failure:?}");
     }
     // Was held by the dead one alone, and comes to another by what it was told.
-    let started = std::time::Instant::now();
-    loop {
-        let path = format!("/client/a2/http/{}/source/1000", target.addr);
-        let answer = http::get(site.proxies[1].http, &path).await?;
-        if answer.status == 200 {
-            break;
+    probe::eventually("the other agent is reached", || async {
+        match backends[1].get(2, target.addr, "source", 1000).await {
+            None => Ok(()),
+            // Never anything but a typed refusal.
+            Some(failure) => {
+                ensure!(
+                    failure.contains(": 502 ") || failure.contains(": 504 "),
+                    "{failure}"
+                );
+                bail!("{failure}")
+            }
         }
-        ensure!(
-            started.elapsed() < mesh_tests::probe::PATIENCE,
-            "{}",
-            answer.text()
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    })
+    .await?;
+    while let Some(download) = downloads.join_next().await {
+        let Download {
+            what,
+            survives,
+            outcome,
+        } = download?;
+        ensure!(outcome.is_none() == survives, "{what}: {outcome:?}");
     }
+    // Its reader saw the connection break; why, is in the access log of the proxy that served it.
+    let log = site.proxies[1].process.as_ref().context("it runs")?.log();
+    // `proxy.peers` names the proxy itself, too.
+    ensure!(!log.contains("this proxy itself"), "{log}");
+    let why = log.lines().find(|line| {
+        line.contains("kind=\"http\"") && line.contains("agent=\"a2\"") && line.contains("/slow/")
+    });
+    ensure!(
+        why.is_some_and(|line| line.contains("cut=\"lost\"")),
+        "{why:?} in {log}"
+    );
     Ok(())
 }

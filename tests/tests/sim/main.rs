@@ -9,3 +9,4 @@ mod network;
 mod sockets;
 mod traffic;
 mod users;
+mod users_leaving;

@@ -48,7 +48,7 @@ async fn early_bytes_arrive_exactly_once() -> Result {
             let (open, gate) = watch::channel(false);
             let hooks = Hooks {
                 authorizer: Some(Arc::new(Gate(gate))),
-                on_connect: None,
+                ..Hooks::default()
             };
             let network = TestNetwork::default();
             let proxy_parts = Parts {

@@ -45,7 +45,7 @@ async fn authorizers_have_a_say() -> Result {
         };
         Hooks {
             authorizer: Some(Arc::new(authorizer)),
-            on_connect: None,
+            ..Hooks::default()
         }
     };
     let on_proxy = hooks(&at_proxy, |info| {
@@ -148,8 +148,8 @@ async fn on_connect_hears_of_connections() -> Result {
         let list = list.clone();
         let on_connect = Arc::new(move |connected: &Connected| note(&list, connected.clone()));
         Hooks {
-            authorizer: None,
             on_connect: Some(on_connect),
+            ..Hooks::default()
         }
     };
     let mut config = proxy_config(&pki, "proxy-1")?;

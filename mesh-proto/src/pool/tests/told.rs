@@ -144,13 +144,15 @@ fn times_to_live_are_bounded() {
         ..member(1)
     };
     for (ttl, until) in [
-        (Duration::ZERO, Duration::ZERO),
-        (SECOND * 20, SECOND * 20),
+        (Duration::ZERO, SECOND * 30),
+        (SECOND * 29, SECOND * 30),
+        (SECOND * 40, SECOND * 40),
         (SECOND * 86_400 * 365 * 5, SECOND * 3600),
         (Duration::MAX, SECOND * 3600),
     ] {
         let (mut pool, _) = connected(None, 1, 1);
-        pool.members(at(10), None, vec![told(ttl)]);
+        let ignored = pool.members(at(10), None, vec![told(ttl)]);
+        assert_eq!(ignored.get(Ignored::Ttl), u64::from(ttl != until));
         let under_way = dials(&mut pool, at(10));
         assert_eq!(under_way.len(), 1);
         pool.failed(at(10), under_way[0].0, &mut Longest);
@@ -197,19 +199,116 @@ fn members_without_addresses_are_dialled_through_the_balancer() {
 fn members_are_bounded() {
     let (mut pool, _) = connected(None, 1, 1);
     let max = Limits::default().members_max;
-    pool.members(at(1), None, (0..max).map(member).collect());
-    assert_eq!((pool.ignored_members(), pool.tracker().want()), (0, max));
-    pool.members(at(1), None, vec![member(max), member(1), member(max + 1)]);
-    assert_eq!((pool.ignored_members(), pool.tracker().want()), (2, max));
+    let over = |pool: &mut Pool, now, view| pool.members(now, None, view).get(Ignored::OverLimit);
+    assert_eq!(over(&mut pool, at(1), (0..max).map(member).collect()), 0);
+    assert_eq!(pool.tracker().want(), max);
+    let view = vec![member(max), member(1), member(max + 1)];
+    assert_eq!(over(&mut pool, at(1), view), 2);
+    assert_eq!(pool.tracker().want(), max);
     let under_way = dials(&mut pool, at(1));
     assert_eq!(under_way.len(), 4);
     // One that was ignored is there all the same.
     keep(&mut pool, at(1), under_way[0].0, reached(max));
-    assert_eq!(pool.ignored_members(), 3);
+    assert_eq!(pool.tracker().want(), max + 1);
+    assert_eq!(over(&mut pool, at(1), vec![member(max)]), 0);
     // What has expired makes room.
     poll(&mut pool, at(200));
-    pool.members(at(200), None, vec![member(max + 1)]);
-    assert_eq!(pool.ignored_members(), 3);
+    assert_eq!(over(&mut pool, at(200), vec![member(max + 1)]), 0);
+}
+
+/// What is ignored of a view is counted, each for its reason.
+#[test]
+fn what_is_ignored_is_counted() {
+    let with = |change: fn(&mut Member)| {
+        let mut member = member(1);
+        change(&mut member);
+        member
+    };
+    let older = |it: &mut Member| it.epoch = 0;
+    let back = |it: &mut Member| it.generation = Generation(0);
+    let garbage = |it: &mut Member| {
+        it.addresses = ["0.0.0.0:1", "", "proxy-1:7443", "224.0.0.1:1", "a:0"]
+            .map(str::to_owned)
+            .to_vec();
+    };
+    for (what, view, expected) in [
+        ("nothing odd", vec![member(0), member(1)], vec![]),
+        ("itself missing", vec![member(1)], vec![]),
+        (
+            "a duplicate",
+            vec![member(1), member(2), member(1), member(1)],
+            vec![(Ignored::Duplicate, 2)],
+        ),
+        (
+            "an older start",
+            vec![with(older)],
+            vec![(Ignored::Stale, 1)],
+        ),
+        (
+            "the same start",
+            vec![with(back)],
+            vec![(Ignored::Stale, 1)],
+        ),
+        (
+            "addresses",
+            vec![with(garbage)],
+            vec![(Ignored::Address, 4)],
+        ),
+        (
+            "its own generation",
+            vec![Member {
+                generation: Generation(0),
+                ..member(0)
+            }],
+            vec![(Ignored::Stale, 1)],
+        ),
+    ] {
+        let (mut pool, leases) = connected(None, 1, 2);
+        let ignored = pool.members(at(1), Some(leases[0]), view);
+        assert_eq!(ignored.iter().collect::<Vec<_>>(), expected, "{what}");
+    }
+    let (mut pool, _) = connected(None, 1, 1);
+    pool.members(at(1), None, vec![with(garbage)]);
+    let known = &pool.members[&name(1)];
+    assert_eq!(known.addresses, ["proxy-1:7443"]);
+}
+
+/// Restarts that somebody tells of, one after the other, are not followed with a dial each.
+#[test]
+fn restarts_without_end_are_not_followed_with_dials() {
+    let (mut pool, _) = connected(None, 1, 2);
+    let mut dialled = 0;
+    for epoch in 2..1_000 {
+        let now = at(0) + Duration::from_millis(100) * u32::try_from(epoch).unwrap();
+        let restarted = Member { epoch, ..member(1) };
+        pool.members(now, None, vec![restarted]);
+        for (lease, whom) in dials(&mut pool, now) {
+            dialled += usize::from(whom.is_some());
+            pool.failed(now, lease, &mut Longest);
+        }
+    }
+    // In 100 s, it is forgiven four times, and each time the waits begin with 500 ms.
+    assert!((8..=28).contains(&dialled), "{dialled} dials");
+}
+
+/// A proxy that is told of with no time to live is dialled no more often than another.
+#[test]
+fn no_time_to_live_is_no_way_around_the_waits() {
+    let (mut pool, _) = connected(None, 1, 1);
+    let mut dialled = 0;
+    for step in 0..3_000 {
+        let now = at(0) + Duration::from_millis(100) * step;
+        let brief = Member {
+            ttl: Some(Duration::ZERO),
+            ..member(1)
+        };
+        pool.members(now, None, vec![brief]);
+        for (lease, whom) in dials(&mut pool, now) {
+            dialled += usize::from(whom.is_some());
+            pool.failed(now, lease, &mut Longest);
+        }
+    }
+    assert!((5..25).contains(&dialled), "{dialled} dials in 300 s");
 }
 
 /// Two proxies that differ about a third, over and over: no dial for each change of mind.

@@ -61,12 +61,12 @@ pub(super) fn start(
         };
         let listener = shared.network.listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let tls = tls::acceptor(config, &shared.config.common.credentials).map_err(|why| {
-            IngressError::Tls {
+        let tls = tls::acceptor(config, &shared.config.common.credentials, &shared.clock).map_err(
+            |why| IngressError::Tls {
                 address: config.listen,
                 why,
-            }
-        })?;
+            },
+        )?;
         bound.push((config, listener, address, tls));
     }
     let mut addresses = Vec::new();

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::clock::WallClock;
 use crate::config::{IngressAuth, IngressConfig, IngressKind};
 use crate::net::{BoxFuture, Socket};
 
@@ -52,11 +53,12 @@ impl fmt::Debug for Acceptor {
 pub(super) fn acceptor(
     config: &IngressConfig,
     credentials: &Credentials,
+    clock: &WallClock,
 ) -> Result<Option<Acceptor>, String> {
     let Some(tls) = &config.tls else {
         return Ok(None);
     };
-    let time = certs::system_time();
+    let time = clock.provider();
     let builder = ServerConfig::builder_with_details(certs::provider(), time.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;

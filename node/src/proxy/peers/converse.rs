@@ -14,7 +14,7 @@ use super::super::{Shared, routing};
 use super::hello::{Control, PeerError};
 use super::links::Joined;
 use super::streams;
-use crate::quic::frames::{self, FrameReader};
+use crate::quic::frames::FrameReader;
 use crate::tasks::Tasks;
 
 /// How long a superfluous connection is kept at least, so that both sides know the other one.
@@ -36,10 +36,12 @@ pub(super) async fn converse(
 ) -> PeerError {
     let (name, epoch) = (peer.name.clone(), peer.epoch);
     let dead = watch::Sender::new(None);
+    // Before anything is said of the peer: what a receiver finds at its birth counts as seen.
+    let dead_news = dead.subscribe();
     let mut control = control;
     if let Err(error) = stand(shared, peer, &dead) {
         if let PeerError::Older { epoch, .. } = &error {
-            say_older(&mut control.send, *epoch).await;
+            say_older(shared, &mut control.send, *epoch).await;
         }
         return error;
     }
@@ -60,7 +62,7 @@ pub(super) async fn converse(
         connection.clone(),
         send,
         told,
-        dead.subscribe(),
+        dead_news,
     ));
     tasks.spawn(routing::follow(shared.clone(), joined.link.clone()));
     let error = listen(shared, &joined, recv, reader, &dead, &mut tasks).await;
@@ -75,14 +77,14 @@ pub(super) async fn converse(
 }
 
 /// Tells a peer that a later start of its name is known, and waits until it has heard.
-async fn say_older(send: &mut SendStream, epoch: u64) {
+async fn say_older(shared: &Shared, send: &mut SendStream, epoch: u64) {
     let taken = PeerFrame::TakenForDead(TakenForDead {
         epoch,
         revision: 0,
         ext: Vec::new(),
     });
     let said = async {
-        send.write_all(&frames::encode(&taken).unwrap_or_default())
+        send.write_all(&shared.hooks.encode(&taken).unwrap_or_default())
             .await?;
         let _ = send.finish();
         Ok::<_, quinn::WriteError>(send.stopped().await)
@@ -135,7 +137,7 @@ async fn speak(
                 profile: own,
                 ext: Vec::new(),
             });
-            bytes.extend(frames::encode(&changed).unwrap_or_default());
+            bytes.extend(shared.hooks.encode(&changed).unwrap_or_default());
         }
         if dead.has_changed().unwrap_or(false)
             && let Some((epoch, revision)) = *dead.borrow_and_update()
@@ -145,7 +147,7 @@ async fn speak(
                 revision,
                 ext: Vec::new(),
             });
-            bytes.extend(frames::encode(&taken).unwrap_or_default());
+            bytes.extend(shared.hooks.encode(&taken).unwrap_or_default());
         }
         if !bytes.is_empty() && send.write_all(&bytes).await.is_err() {
             // The reading side notices why.

@@ -8,11 +8,11 @@ use mesh_proto::name::NodeName;
 use mesh_proto::wire::{
     Answer, Open, OpenControl, Opened, PeerFrame, PeerHello, Profile, Refused, WireError,
 };
-use quinn::{ApplicationClose, Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
 use super::super::Shared;
 use crate::quic::endpoint::EndpointError;
-use crate::quic::frames::{self, FrameError, FrameReader};
+use crate::quic::frames::{FrameError, FrameReader};
 use crate::quic::{identity, transport};
 
 /// A conversation with a peer that did not begin, or ended.
@@ -81,20 +81,28 @@ impl PeerError {
 
     /// Whether this is how connections end that were in order, or are not needed.
     pub(super) fn is_end(&self) -> bool {
-        const ORDERLY: [CloseCode; 3] =
-            [CloseCode::Superseded, CloseCode::Draining, CloseCode::Done];
-        let is_orderly = |close: &ApplicationClose| {
-            ORDERLY
-                .iter()
-                .any(|code| close.error_code == code.code().into())
-        };
         matches!(
             self,
             Self::Itself
                 | Self::Left
                 | Self::Superfluous
                 | Self::Connection(ConnectionError::LocallyClosed)
-        ) || matches!(self, Self::Connection(ConnectionError::ApplicationClosed(close)) if is_orderly(close))
+        ) || self.is_superseded()
+            || self.is_closed_as(CloseCode::Draining)
+            || self.is_closed_as(CloseCode::Done)
+    }
+
+    /// Whether the other side needs this connection no more, or never did.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.is_closed_as(CloseCode::Superseded)
+    }
+
+    fn is_closed_as(&self, code: CloseCode) -> bool {
+        matches!(
+            self,
+            Self::Connection(ConnectionError::ApplicationClosed(close))
+                if close.error_code == code.code().into()
+        )
     }
 }
 
@@ -124,8 +132,10 @@ pub(super) async fn greet(
 ) -> Result<(Control, Profile), PeerError> {
     let (mut send, mut recv) = connection.open_bi().await?;
     let told = shared.mesh.own();
-    let mut bytes = frames::encode(&Open::Control(OpenControl::default()))?;
-    bytes.extend(frames::encode(&hello(told.clone()))?);
+    let mut bytes = shared
+        .hooks
+        .encode(&Open::Control(OpenControl::default()))?;
+    bytes.extend(shared.hooks.encode(&hello(told.clone()))?);
     send.write_all(&bytes).await?;
     let mut reader = FrameReader::default();
     match reader.next::<Answer>(&mut recv).await? {
@@ -160,8 +170,8 @@ pub(super) async fn answer(
     }
     let peer = hello_of(shared, connection, &mut reader, &mut recv).await?;
     let told = shared.mesh.own();
-    let mut bytes = frames::encode(&Answer::Opened(Opened::default()))?;
-    bytes.extend(frames::encode(&hello(told.clone()))?);
+    let mut bytes = shared.hooks.encode(&Answer::Opened(Opened::default()))?;
+    bytes.extend(shared.hooks.encode(&hello(told.clone()))?);
     send.write_all(&bytes).await?;
     admit(shared, connection);
     let control = Control {

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use super::super::Shared;
 use super::hello::{self, Control, PeerError};
 use super::{close, converse};
-use crate::quic::endpoint::peer_client_config;
+use crate::quic::endpoint::{self, EndpointParts, peer_client_config};
 use crate::quic::identity;
+use crate::quic::keys::EndpointKeys;
 use crate::tasks::Tasks;
 
 /// The bound of the first wait after a peer could not be reached.
@@ -26,8 +27,11 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// How often the addresses of the config are looked at again while their proxies are connected:
-/// their names may lead to others by now.
+/// they may lead to others by now.
 const SEED_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The same at first, and when they have led to somebody new. It doubles.
+const SEED_INTERVAL_FIRST: Duration = Duration::from_secs(1);
 
 /// How long the proxy with the higher name leaves the dial to the other one.
 const DEFERENCE: Duration = Duration::from_secs(1);
@@ -35,11 +39,52 @@ const DEFERENCE: Duration = Duration::from_secs(1);
 /// Addresses of the config's names whose proxies are remembered.
 const KNOWN_MAX: usize = 256;
 
+/// From where peers are dialled.
+struct Source {
+    /// The proxy's own, on which it also listens.
+    endpoint: Endpoint,
+    /// For endpoints that dial and do not listen.
+    keys: EndpointKeys,
+}
+
+impl Source {
+    /// The proxy's own endpoint; or one of its own with a `fresh` port, or for an address of a family
+    /// that the proxy does not listen on.
+    fn endpoint(
+        &self,
+        shared: &Shared,
+        remote: SocketAddr,
+        fresh: bool,
+    ) -> Result<Endpoint, PeerError> {
+        let reaches = self
+            .endpoint
+            .local_addr()
+            .is_ok_and(|local| local.is_ipv6() || remote.is_ipv4());
+        if reaches && !fresh {
+            return Ok(self.endpoint.clone());
+        }
+        let common = &shared.config.common;
+        let parts = EndpointParts {
+            network: &*shared.network,
+            random: &shared.random,
+            credentials: &common.credentials,
+            config: &common.quic,
+            keys: &self.keys,
+            clock: &shared.clock,
+        };
+        Ok(endpoint::dialling(&parts, remote)?.endpoint)
+    }
+}
+
 /// Keeps the connections until the proxy ends.
 pub(in crate::proxy) async fn run(shared: Arc<Shared>, endpoint: Endpoint) {
+    let source = Arc::new(Source {
+        endpoint,
+        keys: EndpointKeys::random(&mut shared.random.generator()),
+    });
     let mut tasks = Tasks::new("connection to a peer");
     for address in &shared.config.peers {
-        tasks.spawn(keep_seed(shared.clone(), endpoint.clone(), address.clone()));
+        tasks.spawn(keep_seed(shared.clone(), source.clone(), address.clone()));
     }
     let mut changes = shared.mesh.changes();
     // A member has a task for as long as it is known.
@@ -52,7 +97,7 @@ pub(in crate::proxy) async fn run(shared: Arc<Shared>, endpoint: Endpoint) {
             let name = known.profile.name.clone();
             if !kept.contains_key(&name) {
                 kept.insert(name.clone(), ());
-                tasks.spawn(keep_member(shared.clone(), endpoint.clone(), name));
+                tasks.spawn(keep_member(shared.clone(), source.clone(), name));
             }
         }
         tokio::select! {
@@ -129,7 +174,7 @@ fn takes_part(shared: &Shared) -> bool {
 }
 
 /// Keeps connected to a member, wherever it is by now, for as long as it is known.
-async fn keep_member(shared: Arc<Shared>, endpoint: Endpoint, name: NodeName) {
+async fn keep_member(shared: Arc<Shared>, source: Arc<Source>, name: NodeName) {
     let mut attempts = Attempts::new(&shared, name.to_string());
     let (mut links, mut members) = (shared.links.changes(), shared.mesh.changes());
     let defers = shared.config.common.name > name;
@@ -182,7 +227,7 @@ async fn keep_member(shared: Arc<Shared>, endpoint: Endpoint, name: NodeName) {
         due = None;
         attempts.failures = attempts.failures.max(1);
         for address in &addresses {
-            match dial(&shared, &endpoint, address, Some(&name)).await {
+            match dial(&shared, &source, address, &name).await {
                 Ok((connection, control, peer)) => {
                     attempts.succeeded();
                     let error = converse::converse(&shared, &connection, control, peer, true).await;
@@ -197,16 +242,26 @@ async fn keep_member(shared: Arc<Shared>, endpoint: Endpoint, name: NodeName) {
 }
 
 /// Dials an address of the config until whoever is there is connected, and looks again from time
-/// to time: the name may have further addresses, and other proxies behind them by now.
-async fn keep_seed(shared: Arc<Shared>, endpoint: Endpoint, address: String) {
+/// to time: the name may have further addresses, and other proxies behind them by now; behind a
+/// balancer's address, each dial from a port of its own may meet another one.
+async fn keep_seed(shared: Arc<Shared>, source: Arc<Source>, address: String) {
     let mut attempts = Attempts::new(&shared, address.clone());
     let mut tasks = Tasks::new("connection to a peer");
     let mut known: BTreeMap<SocketAddr, NodeName> = BTreeMap::new();
+    let mut interval = SEED_INTERVAL_FIRST;
+    let mut again = false;
     while takes_part(&shared) {
-        let wait = match visit(&shared, &endpoint, &address, &mut known, &mut tasks).await {
-            Ok(()) => {
+        let visit = visit(&shared, &source, &address, &mut known, &mut tasks, again);
+        again = true;
+        let wait = match visit.await {
+            Ok(found) => {
                 attempts.succeeded();
-                SEED_INTERVAL.mul_f64(attempts.rng.random_range(0.8..1.2))
+                if found == Found::New {
+                    interval = SEED_INTERVAL_FIRST;
+                }
+                let wait = interval.mul_f64(attempts.rng.random_range(0.8..1.2));
+                interval = (interval * 2).min(SEED_INTERVAL);
+                wait
             }
             Err(error) => {
                 attempts.failed(&address, &error);
@@ -239,15 +294,39 @@ async fn keep_seed(shared: Arc<Shared>, endpoint: Endpoint, address: String) {
     tasks.join_all().await;
 }
 
+/// What a visit of an address has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// A proxy that was not connected.
+    New,
+    /// None but such as are connected, and this one.
+    Known,
+}
+
+/// Whether a proxy, this one or another, calls this address its own: then nobody else is there.
+fn is_home(shared: &Shared, address: &str, remote: SocketAddr) -> bool {
+    let remote = remote.to_string();
+    let members = shared.mesh.members();
+    let own = shared.mesh.own();
+    let profiles = members.iter().map(|known| &*known.profile);
+    profiles.chain([&own]).any(|profile| {
+        let addresses = profile.addresses.iter().chain(&profile.peer_addresses);
+        addresses
+            .into_iter()
+            .any(|it| *it == remote || it == address)
+    })
+}
+
 /// Connects to all proxies behind one address of the config that are not connected yet. Fails when
 /// there is none.
 async fn visit(
     shared: &Arc<Shared>,
-    endpoint: &Endpoint,
+    source: &Source,
     address: &str,
     known: &mut BTreeMap<SocketAddr, NodeName>,
     tasks: &mut Tasks,
-) -> Result<(), PeerError> {
+    fresh: bool,
+) -> Result<Found, PeerError> {
     let resolved = crate::net::resolve_address(&*shared.network, address)
         .await
         .map_err(|error| PeerError::Resolve(address.to_owned(), error))?;
@@ -257,11 +336,13 @@ async fn visit(
         if let Some(name) = known.get(&remote)
             && (name == own || shared.links.best(name).is_some())
         {
-            result = Ok(());
-            continue;
+            result = result.or(Ok(Found::Known));
+            if is_home(shared, address, remote) {
+                continue;
+            }
         }
         let timeout = shared.config.common.quic.handshake_timeout;
-        let dialled = tokio::time::timeout(timeout, connect(shared, endpoint, remote, None))
+        let dialled = tokio::time::timeout(timeout, connect(shared, source, remote, None, fresh))
             .await
             .unwrap_or(Err(PeerError::Timeout(timeout)));
         if known.len() >= KNOWN_MAX {
@@ -270,7 +351,7 @@ async fn visit(
         match dialled {
             Ok((connection, control, peer)) => {
                 known.insert(remote, peer.name.clone());
-                result = Ok(());
+                result = Ok(Found::New);
                 let shared = shared.clone();
                 tasks.spawn(async move {
                     let error = converse::converse(&shared, &connection, control, peer, true).await;
@@ -280,9 +361,9 @@ async fn visit(
             Err(PeerError::Itself) => {
                 tracing::debug!(address, %remote, "this address of proxy.peers is this proxy itself");
                 known.insert(remote, own.clone());
-                result = Ok(());
+                result = result.or(Ok(Found::Known));
             }
-            Err(PeerError::Superfluous) => result = Ok(()),
+            Err(PeerError::Superfluous) => result = result.or(Ok(Found::Known)),
             Err(error) if result.is_err() => result = Err(error),
             Err(error) => tracing::debug!(address, %remote, %error, "a peer cannot be reached"),
         }
@@ -295,9 +376,9 @@ type Greeted = (Connection, Control, mesh_proto::wire::Profile);
 /// Dials a peer by what it advertises.
 async fn dial(
     shared: &Arc<Shared>,
-    endpoint: &Endpoint,
+    source: &Source,
     address: &str,
-    name: Option<&NodeName>,
+    name: &NodeName,
 ) -> Result<Greeted, PeerError> {
     let timeout = shared.config.common.quic.handshake_timeout;
     let attempt = async {
@@ -306,7 +387,7 @@ async fn dial(
             .map_err(|error| PeerError::Resolve(address.to_owned(), error))?;
         let mut last = PeerError::NoAddress(address.to_owned());
         for remote in resolved {
-            match connect(shared, endpoint, remote, name).await {
+            match connect(shared, source, remote, Some(name), false).await {
                 Ok(greeted) => return Ok(greeted),
                 Err(error) => last = error,
             }
@@ -318,16 +399,25 @@ async fn dial(
         .unwrap_or(Err(PeerError::Timeout(timeout)))
 }
 
-/// Connects to one address and says hello. With `name`, only that proxy will do.
+/// Connects to one address and says hello. With `name`, only that proxy will do; `fresh`: from a port
+/// that was not used before.
 async fn connect(
     shared: &Arc<Shared>,
-    endpoint: &Endpoint,
+    source: &Source,
     remote: SocketAddr,
     name: Option<&NodeName>,
+    fresh: bool,
 ) -> Result<Greeted, PeerError> {
     let common = &shared.config.common;
-    let client = peer_client_config(&common.credentials, &common.quic, name, &shared.random)?;
+    let client = peer_client_config(
+        &common.credentials,
+        &common.quic,
+        name,
+        &shared.random,
+        &shared.clock,
+    )?;
     let server_name = common.cluster.proxy_dns_name();
+    let endpoint = source.endpoint(shared, remote, fresh)?;
     let connection = endpoint.connect_with(client, remote, &server_name)?.await?;
     let proven = identity::identity(&connection)?.name;
     // Before the peer hears of this connection.
@@ -340,6 +430,10 @@ async fn connect(
         Err(error) => {
             let error = error.or_end_of(&connection);
             close(shared, &connection, &error);
+            // The other end of the connection is this very process, and was quicker.
+            if proven == common.name && error.is_superseded() {
+                return Err(PeerError::Itself);
+            }
             Err(error)
         }
     }

@@ -45,7 +45,10 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
 
 /// Tells the peer why; nothing when the connection is closed already.
 fn close(shared: &Shared, connection: &Connection, error: &PeerError) {
-    let code = if matches!(error, PeerError::Superfluous | PeerError::Older { .. }) {
+    let code = if matches!(
+        error,
+        PeerError::Itself | PeerError::Superfluous | PeerError::Older { .. }
+    ) {
         CloseCode::Superseded
     } else if matches!(error, PeerError::Left) || shared.cut.is_cancelled() {
         CloseCode::Draining

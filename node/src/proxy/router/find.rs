@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::super::Shared;
 use super::super::peers::links::Link;
-use crate::quic::frames::{self, FrameReader};
+use crate::quic::frames::FrameReader;
 
 /// How long all peers together may take to say whether they hold an agent.
 const FIND_DEADLINE: Duration = Duration::from_secs(1);
@@ -99,15 +99,19 @@ pub(super) async fn ask_all(
         return None;
     }
     let until = until.min(Instant::now() + FIND_DEADLINE);
+    // Whoever could not ask has learnt nothing: a flood of searches must not hide an agent.
+    let running = tokio::time::timeout_at(until, shared.misses.running.acquire());
+    let Ok(Ok(_running)) = running.await else {
+        return None;
+    };
     let asked = async {
-        let _running = shared.misses.running.acquire().await.ok()?;
         let mut answers: FuturesUnordered<_> = shared
             .links
             .all()
             .into_iter()
             .filter(|link| !tried.contains(&link.name))
             .map(|link| async move {
-                let holds = holds(&link, agent).await;
+                let holds = holds(shared, &link, agent).await;
                 holds.then_some(link)
             })
             .collect();
@@ -126,10 +130,10 @@ pub(super) async fn ask_all(
 }
 
 /// Whether a peer says that it holds an agent. A peer that fails does not.
-async fn holds(link: &Link, agent: &NodeName) -> bool {
+async fn holds(shared: &Shared, link: &Link, agent: &NodeName) -> bool {
     let question = async {
         let (mut send, mut recv) = link.connection.open_bi().await.ok()?;
-        let open = frames::encode(&Open::Find(OpenFind {
+        let open = shared.hooks.encode(&Open::Find(OpenFind {
             agent: agent.clone(),
             ext: Vec::new(),
         }));

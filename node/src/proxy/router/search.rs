@@ -27,6 +27,8 @@ pub(super) struct Search<'a, 'e> {
     pub(super) tried: BTreeSet<NodeName>,
     /// What was said on the ways that did not lead there.
     refusals: Vec<(Path, Refusal)>,
+    /// The time was up before all ways were tried.
+    too_late: bool,
     /// What the search has come to.
     end: Option<(Path, Result<TunnelStream, Refusal>)>,
 }
@@ -46,6 +48,7 @@ impl<'a, 'e> Search<'a, 'e> {
             early,
             tried: BTreeSet::new(),
             refusals: Vec::new(),
+            too_late: false,
             end: None,
         }
     }
@@ -67,7 +70,11 @@ impl<'a, 'e> Search<'a, 'e> {
     pub(super) async fn all(&mut self, ways: Vec<Way>) {
         let count = ways.len();
         for (index, way) in ways.into_iter().enumerate() {
-            if self.end.is_some() || !self.may_go_on() {
+            if self.end.is_some() {
+                return;
+            }
+            if !self.may_go_on() {
+                self.too_late = true;
                 return;
             }
             if let Way::Peer(link) = &way
@@ -142,6 +149,13 @@ impl<'a, 'e> Search<'a, 'e> {
             .filter(|(_, refusal)| refusal.reason != Reason::NoAgent);
         // The last word of those that hold the agent; what the others said is told behind it.
         let Some((path, last)) = found.next_back() else {
+            if self.too_late {
+                let message = format!(
+                    "the deadline of {:?} passed before the agent {agent} could be asked",
+                    self.request.deadline
+                );
+                return (Path::None, Err(Refusal::new(Reason::Timeout, message)));
+            }
             return (
                 Path::None,
                 Err(self::missing(self.shared, agent, self.reach)),

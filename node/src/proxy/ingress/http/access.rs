@@ -33,6 +33,7 @@ pub(super) struct Access {
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
     complete: AtomicBool,
+    cut: OnceLock<&'static str>,
 }
 
 impl Access {
@@ -60,6 +61,7 @@ impl Access {
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
             complete: AtomicBool::new(false),
+            cut: OnceLock::new(),
         }
     }
 
@@ -108,6 +110,11 @@ impl Access {
         self.connection.response_ended();
     }
 
+    /// The response has broken on its way from the target.
+    pub(super) fn cut(&self, cause: &'static str) {
+        let _ = self.cut.set(cause);
+    }
+
     /// After an upgrade, more follows the response.
     pub(super) fn goes_on(&self) {
         self.complete.store(false, Ordering::Relaxed);
@@ -135,6 +142,7 @@ impl Drop for Access {
             received_bytes = self.received_bytes.load(Ordering::Relaxed),
             peer = self.peer.map(|peer| peer.to_string()),
             complete = self.complete.load(Ordering::Relaxed),
+            cut = self.cut.get(),
             "request"
         );
     }

@@ -9,6 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::access::Access;
+use crate::quic::StreamError;
 
 /// The user's request body broke: the user has gone, or broke the protocol.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +143,10 @@ impl Body for ResponseBody {
                 this.note_end();
             }
             Some(Err(error)) => {
-                tracing::debug!(%error, "a response broke on its way from the target");
+                // Without a broken stream, the target has ended its answer too early.
+                let cause = StreamError::behind(error).map_or("target", StreamError::cause);
+                this.access.cut(cause);
+                tracing::debug!(%error, cause, "a response broke on its way from the target");
             }
         }
         Poll::Ready(frame)

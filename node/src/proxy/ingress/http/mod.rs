@@ -103,7 +103,7 @@ impl Server {
             IngressKind::Http { upstream_ca } => upstream_ca.as_deref(),
             IngressKind::Tcp { .. } => None,
         };
-        let tls = Arc::new(upstream::client_config(authorities)?);
+        let tls = Arc::new(upstream::client_config(authorities, &shared.clock)?);
         let executor = TrackedExecutor::new(shared.cut.clone());
         Ok(Self {
             hosts: Hosts::new(ingress.address, &ingress.config.hosts),

@@ -28,6 +28,7 @@ use tokio_rustls::client::TlsStream;
 use super::body::RequestBody;
 use super::executor::TrackedExecutor;
 use super::path::Scheme;
+use crate::clock::WallClock;
 use crate::net::BoxFuture;
 use crate::proxy::Shared;
 use crate::proxy::router::{self, DialError, DialRequest, Reach};
@@ -221,6 +222,7 @@ fn was_used(error: &legacy::Error) -> bool {
 /// Why the authorities cannot be used.
 pub(super) fn client_config(
     authorities: Option<&[rustls::pki_types::CertificateDer<'static>]>,
+    clock: &WallClock,
 ) -> Result<ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     match authorities {
@@ -242,7 +244,7 @@ pub(super) fn client_config(
             }
         }
     }
-    let mut config = ClientConfig::builder_with_details(certs::provider(), certs::system_time())
+    let mut config = ClientConfig::builder_with_details(certs::provider(), clock.provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)
@@ -472,10 +474,10 @@ mod tests {
     fn an_authority_that_is_none_is_refused() {
         let garbage = [rustls::pki_types::CertificateDer::from(vec![1, 2, 3])];
         assert!(
-            client_config(Some(&garbage))
+            client_config(Some(&garbage), &WallClock::system())
                 .unwrap_err()
                 .contains("upstream_ca")
         );
-        assert!(client_config(None).is_ok());
+        assert!(client_config(None, &WallClock::system()).is_ok());
     }
 }
