@@ -87,6 +87,17 @@ impl Draft {
     /// Everything that is wrong, at once: each address, each label.
     pub fn check(&self) -> Result<Tunnel, InvalidTunnel> {
         let mut faults = Faults::default();
+        let checked = self.check_lasting(&mut faults);
+        check_times(self.created_ms, self.expires_ms, &mut faults);
+        match (checked, faults.list.is_empty()) {
+            (Some(tunnel), true) => Ok(tunnel),
+            _ => Err(faults.into()),
+        }
+    }
+
+    /// Checks all but the times. They are of a moment: what is renewed for years ends years after it
+    /// was created, and clocks of proxies differ.
+    fn check_lasting(&self, faults: &mut Faults) -> Option<Tunnel> {
         let cluster = self
             .cluster
             .parse::<Cluster>()
@@ -95,22 +106,18 @@ impl Draft {
                 faults.push(Field::Cluster, what);
             })
             .ok();
-        let addresses = check_addresses(&self.addresses, &mut faults);
-        let connections = check_connections(self.connections, &mut faults);
-        check_labels(&self.labels, &mut faults);
-        check_times(self.created_ms, self.expires_ms, &mut faults);
-        match (cluster, faults.list.is_empty()) {
-            (Some(cluster), true) => Ok(Tunnel {
-                cluster,
-                addresses,
-                connections,
-                labels: self.labels.clone(),
-                created_ms: self.created_ms,
-                expires_ms: self.expires_ms,
-                revision: 0,
-            }),
-            _ => Err(faults.into()),
-        }
+        let addresses = check_addresses(&self.addresses, faults);
+        let connections = check_connections(self.connections, faults);
+        check_labels(&self.labels, faults);
+        Some(Tunnel {
+            cluster: cluster?,
+            addresses,
+            connections,
+            labels: self.labels.clone(),
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
+            revision: 0,
+        })
     }
 }
 
@@ -173,6 +180,22 @@ impl Tunnel {
         self
     }
 
+    /// The same tunnel, as one that was created earlier: it is renewed.
+    #[must_use]
+    pub fn created_at(mut self, created_ms: u64) -> Self {
+        self.created_ms = created_ms;
+        self
+    }
+
+    /// Whether both wish for the same, whatever their times.
+    #[must_use]
+    pub fn wishes_the_same(&self, other: &Self) -> bool {
+        self.cluster == other.cluster
+            && self.addresses == other.addresses
+            && self.connections == other.connections
+            && self.labels == other.labels
+    }
+
     /// The key of a cluster's tunnel in the store.
     #[must_use]
     pub fn key(cluster: &Cluster) -> String {
@@ -207,7 +230,11 @@ impl Tunnel {
             faults.push(Field::Stored, what);
             InvalidTunnel::from(faults)
         })?;
-        let tunnel = stored.check()?;
+        let mut faults = Faults::default();
+        let tunnel = match (stored.check_lasting(&mut faults), faults.list.is_empty()) {
+            (Some(tunnel), true) => tunnel,
+            _ => return Err(faults.into()),
+        };
         if tunnel.cluster.as_str() != named {
             let mut faults = Faults::default();
             faults.push(

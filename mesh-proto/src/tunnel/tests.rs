@@ -243,3 +243,21 @@ fn stored_forms_that_are_none_are_refused() {
     let twice = "{\"version\":1,\"cluster\":\"a.example.com\",\"addresses\":[\"x\",\"X:7443\"]}";
     assert!(refused(twice).contains("the same as address 1"));
 }
+
+/// Renewed by ten minutes at a time for two years, and by a proxy whose clock is behind.
+#[test]
+fn stored_times_are_of_no_matter() {
+    let year_ms = 366 * 24 * 60 * 60 * 1000;
+    for (created_ms, expires_ms) in [(0, 2 * year_ms), (2 * year_ms, 5)] {
+        let mut asked = draft(&["a"]);
+        (asked.created_ms, asked.expires_ms) = (1_000, Some(601_000));
+        let mut renewed = asked.check().unwrap().created_at(created_ms);
+        renewed.expires_ms = Some(expires_ms);
+        let key = Tunnel::key(renewed.cluster());
+        let read = Tunnel::decode(&key, renewed.encode().as_bytes(), 0);
+        assert_eq!(read.as_ref(), Ok(&renewed));
+        assert!(renewed.wishes_the_same(&asked.check().unwrap()));
+    }
+    let wish = draft(&["a"]).check().unwrap();
+    assert!(!wish.wishes_the_same(&draft(&["b"]).check().unwrap()));
+}

@@ -13,6 +13,10 @@ use crate::store::{Event, Revision, StoreError, Watch};
 /// The largest answer, in bytes. etcd tells up to 1,000 revisions at once.
 const ANSWER_BYTES_MAX: usize = 96 << 20;
 
+/// What the end of a watch says that was not allowed: a right that is missing; no user where the
+/// cluster wants one. A token that is not known any more is none of these: a new one helps.
+const DENIED: [&str; 2] = ["permission denied", "user name is empty"];
+
 /// How often a member that has not come as far as the watch is asked again, at another member.
 const BEHIND_TRIES: usize = 4;
 
@@ -197,9 +201,10 @@ fn cancelled(answer: &WatchResponse) -> StoreError {
     let reason = answer.cancel_reason();
     if answer.compact_revision() > 0 {
         StoreError::Compacted
-    } else if reason.contains("permission denied") {
+    } else if DENIED.iter().any(|denied| reason.contains(denied)) {
+        let what = reason.rsplit_once("desc = ").map_or(reason, |(_, what)| what);
         StoreError::Denied {
-            what: reason.to_owned(),
+            what: what.to_owned(),
         }
     } else {
         StoreError::unreachable(format!("the watch was ended: {reason}"))
