@@ -12,9 +12,9 @@ use std::fmt::Debug;
 use mesh_proto::wire::{
     About, AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame,
     FrameHeader, Gossip, GossipKind, GossipMessage, Leaving, Member, MemberHead, MemberState,
-    MemberUpdate, Members, Open, OpenAdmin, OpenControl, Opened, PeerChanged, PeerFrame, PeerHello, Profile,
-    ProfileId, Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesFrame, RoutesHead,
-    RoutesReaderFrame, Service, Services, TakenForDead,
+    MemberUpdate, Members, Open, OpenAdmin, OpenControl, Opened, PeerChanged, PeerFrame, PeerHello,
+    Profile, ProfileId, Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesFrame,
+    RoutesHead, RoutesReaderFrame, Service, Services, TakenForDead,
 };
 use mesh_proto::{Generation, Reason};
 

@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, EXT_ENTRIES_MAX, Ext, FRAME_HEADER_BYTES,
     Frame, FrameHeader, Gossip, GossipKind, GossipMessage, Leaving, MemberHead, MemberState,
-    MemberUpdate, Open, OpenAdmin, OpenControl, OpenFind, OpenRoutes, Opened, Profile, ProfileId, Protocol,
-    ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame, RoutesHead,
-    RoutesPosition, RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row, Service, Services,
-    TraceContext,
+    MemberUpdate, Open, OpenAdmin, OpenControl, OpenFind, OpenRoutes, Opened, Profile, ProfileId,
+    Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame,
+    RoutesHead, RoutesPosition, RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row, Service,
+    Services, TraceContext,
 };
 use mesh_proto::{
     AgentRef, AllowList, AllowRule, Cluster, Generation, HostName, NodeName, Principal, Reason,

@@ -343,7 +343,7 @@ fn variables_and_flags_are_named_in_errors() {
             ("MESH__PROXY__PEERS", "[\"p2:1\", \"p3\"]"),
             ("MESH__", "1"),
             ("MESH__0__X", "1"),
-            ("MESH__STORE__URL", "redb:x"),
+            ("MESH__STORE__URL", "x"),
             ("MESH__QUIC", "5"),
         ]),
         set: pairs(&[
@@ -363,7 +363,7 @@ fn variables_and_flags_are_named_in_errors() {
         "MESH__QUIC: quic: the number 5 does not fit: write a table",
         "MESH__QUIC__STREAMS_MAX: quic.streams_max: the text \"many\" does not fit: write a whole number without quotes",
         "MESH__QUIC__STREM_WINDOW: quic.strem_window: unknown key: did you mean \"stream_window\"?",
-        "MESH__STORE__URL: store: is not supported by this version of node: remove it",
+        "MESH__STORE__URL: store.url: names no store: it begins with neither redb: nor etcd://: write redb:PATH, or etcd://[user[:password]@]host:port,host:port/prefix?ca=FILE",
         "--set quic.mtu_max: the text \"1200\" does not fit: write a whole number without quotes",
         "--set quick: unknown key: did you mean \"quic\"?",
         "--set \"\": is no key: write --set KEY=VALUE, as in --set quic.listen=127.0.0.1:7443",

@@ -210,7 +210,9 @@ fn check_key(key: &str) -> Result<(), StoreError> {
 fn check_put(key: &str, value: &[u8], ttl: Option<Duration>) -> Result<(), StoreError> {
     check_key(key)?;
     within("a value", "bytes", value.len(), VALUE_BYTES_MAX)?;
-    let seconds = ttl.map_or(0, |ttl| usize::try_from(ttl.as_secs()).unwrap_or(usize::MAX));
+    let seconds = ttl.map_or(0, |ttl| {
+        usize::try_from(ttl.as_secs()).unwrap_or(usize::MAX)
+    });
     let seconds_max = usize::try_from(TTL_MAX.as_secs()).unwrap_or(usize::MAX);
     within("a time to live", "seconds", seconds, seconds_max)
 }

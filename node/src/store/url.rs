@@ -250,7 +250,9 @@ fn parse_etcd(rest: &str) -> Result<EtcdUrl, InvalidStoreUrl> {
         match (&user, &password) {
             (None, _) => faults.push("password_file is for a user; write etcd://user@…".to_owned()),
             (Some(_), Password::None) => password = Password::File(path),
-            (Some(_), _) => faults.push("there is a password and a password_file; leave one out".to_owned()),
+            (Some(_), _) => {
+                faults.push("there is a password and a password_file; leave one out".to_owned())
+            }
         }
     }
     if faults.is_empty() {
@@ -294,9 +296,9 @@ fn parse_user(text: &str, faults: &mut Vec<String>) -> (Option<String>, Password
 
 /// Whether each '%' begins an escape.
 fn has_whole_escapes(text: &str) -> bool {
-    text.split('%').skip(1).all(|rest| {
-        rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
-    })
+    text.split('%')
+        .skip(1)
+        .all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn parse_endpoints(hosts: &str, faults: &mut Vec<String>) -> Vec<String> {
@@ -377,7 +379,10 @@ fn parse_query(text: &str, faults: &mut Vec<String>) -> Query {
         }
         seen.push(name);
         if value.is_empty() && name != "tls" {
-            faults.push(format!("{} has no value; the keys are {KEYS}", quoted(name)));
+            faults.push(format!(
+                "{} has no value; the keys are {KEYS}",
+                quoted(name)
+            ));
             continue;
         }
         match (name, value.as_ref()) {
@@ -398,7 +403,10 @@ fn parse_query(text: &str, faults: &mut Vec<String>) -> Query {
             }
             // The value may be a secret under a misspelt name.
             (other, _) => {
-                faults.push(format!("there is no {}; the keys are {KEYS}", quoted(other)));
+                faults.push(format!(
+                    "there is no {}; the keys are {KEYS}",
+                    quoted(other)
+                ));
             }
         }
     }

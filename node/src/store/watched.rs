@@ -30,6 +30,7 @@ pub struct Watched {
     entries: BTreeMap<String, Entry>,
     freshness: Freshness,
     failures: u32,
+    failures_total: u64,
     /// When the watch began that runs.
     watching_since: Option<Instant>,
     step: Step,
@@ -104,6 +105,7 @@ impl Watched {
                 error: None,
             },
             failures: 0,
+            failures_total: 0,
             watching_since: None,
         }
     }
@@ -118,6 +120,13 @@ impl Watched {
     #[must_use]
     pub fn freshness(&self) -> &Freshness {
         &self.freshness
+    }
+
+    /// How often the store could not be read, so far; an update tells only of the first of several that
+    /// are alike.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures_total
     }
 
     /// The next thing that happens: entries change, or the freshness does. [`Watched::entries`] and
@@ -171,6 +180,7 @@ impl Watched {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
+        self.failures_total += 1;
         let doublings = (self.failures - 1).min(16);
         let bound = WAIT_FIRST.saturating_mul(1 << doublings).min(WAIT_MAX);
         let wait = bound.mul_f64(self.randomness.random::<f64>());

@@ -94,8 +94,14 @@ impl Shared {
     /// How long until the next life ends.
     fn next_end(&self) -> Option<Duration> {
         let state = self.lock();
-        let first = state.entries.values().filter_map(|(_, end_ms)| *end_ms).min()?;
-        Some(Duration::from_millis(first.saturating_sub(self.clock.now_ms())))
+        let first = state
+            .entries
+            .values()
+            .filter_map(|(_, end_ms)| *end_ms)
+            .min()?;
+        Some(Duration::from_millis(
+            first.saturating_sub(self.clock.now_ms()),
+        ))
     }
 }
 
@@ -149,7 +155,12 @@ fn check_key(key: &str) -> Result<(), StoreError> {
 fn within(what: &'static str, size: usize, max: usize) -> Result<(), StoreError> {
     if size > max {
         let unit = "bytes";
-        return Err(StoreError::TooLarge { what, unit, size, max });
+        return Err(StoreError::TooLarge {
+            what,
+            unit,
+            size,
+            max,
+        });
     }
     Ok(())
 }
@@ -163,7 +174,12 @@ impl Store for Memory {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
         done((|| {
             check_key(key)?;
-            Ok(self.shared.state()?.entries.get(key).map(|(entry, _)| entry.clone()))
+            Ok(self
+                .shared
+                .state()?
+                .entries
+                .get(key)
+                .map(|(entry, _)| entry.clone()))
         })())
     }
 
@@ -179,7 +195,11 @@ impl Store for Memory {
             within("a value", value.len(), VALUE_BYTES_MAX)?;
             let ttl_ms = ttl.map_or(0, |ttl| ttl.as_millis());
             let ttl_ms = usize::try_from(ttl_ms).unwrap_or(usize::MAX);
-            within("a time to live", ttl_ms, usize::try_from(TTL_MAX.as_millis()).unwrap_or(0))?;
+            within(
+                "a time to live",
+                ttl_ms,
+                usize::try_from(TTL_MAX.as_millis()).unwrap_or(0),
+            )?;
             let mut state = self.shared.state()?;
             let current = state.current(key);
             if current != expected {
@@ -270,9 +290,15 @@ impl MemoryWatch {
     fn told(&mut self) -> Result<Vec<Event>, StoreError> {
         let state = self.memory.state()?;
         state.check_known(self.after)?;
-        let from = state.history.partition_point(|event| event.revision() <= self.after);
+        let from = state
+            .history
+            .partition_point(|event| event.revision() <= self.after);
         let begins_so = |event: &&Event| event.key().starts_with(&self.prefix);
-        let events = state.history[from..].iter().filter(begins_so).cloned().collect();
+        let events = state.history[from..]
+            .iter()
+            .filter(begins_so)
+            .cloned()
+            .collect();
         self.after = state.revision;
         Ok(events)
     }

@@ -40,7 +40,10 @@ async fn a_key_is_made_changed_and_deleted<E: Engine>() -> Result {
     assert_eq!((entry.key.as_str(), entry.value.as_ref()), ("a", &b"2"[..]));
     assert_eq!((entry.created, entry.modified), (first, second));
 
-    let gone = store.delete("a", Some(second)).await?.expect("it was there");
+    let gone = store
+        .delete("a", Some(second))
+        .await?
+        .expect("it was there");
     ensure!(gone > second);
     assert_eq!(store.get("a").await?, None);
     assert_eq!(store.delete("a", None).await?, None);
@@ -58,17 +61,26 @@ async fn what_was_not_seen_is_not_overwritten<E: Engine>() -> Result {
     let engine = E::start().await?;
     let store = engine.store();
     let conflict = |current| Err(StoreError::Conflict { current });
-    assert_eq!(store.put("a", "1".into(), Revision(7), None).await, conflict(NONE));
+    assert_eq!(
+        store.put("a", "1".into(), Revision(7), None).await,
+        conflict(NONE)
+    );
     assert_eq!(
         store.delete("a", Some(Revision(7))).await,
         Err(StoreError::Conflict { current: NONE })
     );
     let first = store.put("a", "1".into(), NONE, None).await?;
-    assert_eq!(store.put("a", "2".into(), NONE, None).await, conflict(first));
+    assert_eq!(
+        store.put("a", "2".into(), NONE, None).await,
+        conflict(first)
+    );
     let second = store.put("a", "2".into(), first, None).await?;
     // With a time to live, too: what was granted for it does no harm.
     let ttl = Some(Duration::from_secs(60));
-    assert_eq!(store.put("a", "3".into(), first, ttl).await, conflict(second));
+    assert_eq!(
+        store.put("a", "3".into(), first, ttl).await,
+        conflict(second)
+    );
     for wrong in [NONE, first, Revision(second.0 + 1)] {
         let current = second;
         assert_eq!(
@@ -164,7 +176,9 @@ async fn a_list_of_many_is_of_one_revision<E: Engine>() -> Result {
     let writer = async {
         for number in COUNT..COUNT + 40 {
             let value = Bytes::from_static(b"v");
-            store.put(&format!("k/{number:04}"), value, NONE, None).await?;
+            store
+                .put(&format!("k/{number:04}"), value, NONE, None)
+                .await?;
         }
         Ok(())
     };
@@ -308,7 +322,13 @@ async fn a_time_to_live_is_replaced_with_its_value<E: Engine>() -> Result {
     assert_eq!(next(&mut *watch).await?[0].revision(), first);
     engine.pass(Duration::from_secs(3)).await?;
     assert_eq!(said(&next(&mut *watch).await?), [("marker", None)]);
-    let keys: Vec<String> = store.list("").await?.entries.into_iter().map(|e| e.key).collect();
+    let keys: Vec<String> = store
+        .list("")
+        .await?
+        .entries
+        .into_iter()
+        .map(|e| e.key)
+        .collect();
     assert_eq!(keys, ["again", "longer", "stays"]);
     Ok(())
 }
@@ -320,7 +340,11 @@ async fn what_is_too_large_is_refused<E: Engine>() -> Result {
     let too_large = |result| matches!(result, Err(StoreError::TooLarge { .. }));
     let key = "k".repeat(KEY_BYTES_MAX);
     assert!(too_large(store.put("a", large.clone(), NONE, None).await));
-    assert!(too_large(store.put(&format!("{key}k"), Bytes::new(), NONE, None).await));
+    assert!(too_large(
+        store
+            .put(&format!("{key}k"), Bytes::new(), NONE, None)
+            .await
+    ));
     let long = Some(TTL_MAX + Duration::from_secs(1));
     assert!(too_large(store.put("a", Bytes::new(), NONE, long).await));
     store
@@ -328,8 +352,14 @@ async fn what_is_too_large_is_refused<E: Engine>() -> Result {
         .await?;
     for bad in ["", "a\nb", "\0"] {
         let result = store.put(bad, Bytes::new(), NONE, None).await;
-        assert!(matches!(result, Err(StoreError::BadKey { .. })), "{result:?}");
-        assert!(matches!(store.get(bad).await, Err(StoreError::BadKey { .. })));
+        assert!(
+            matches!(result, Err(StoreError::BadKey { .. })),
+            "{result:?}"
+        );
+        assert!(matches!(
+            store.get(bad).await,
+            Err(StoreError::BadKey { .. })
+        ));
     }
     assert_eq!(store.list("").await?.entries.len(), 1);
     Ok(())
@@ -341,15 +371,18 @@ async fn a_closed_store_says_so<E: Engine>() -> Result {
     let mut watch = store.watch("", store.list("").await?.revision).await?;
     let waiting = async { tokio::time::timeout(mesh_tests::probe::PATIENCE, watch.next()).await };
     let (told, ()) = tokio::join!(waiting, store.close());
-    let closed = |error: &StoreError| {
-        matches!(error, StoreError::Unreachable { maybe_done: false, what } if what.contains("closed"))
-    };
+    let closed = |error: &StoreError| matches!(error, StoreError::Unreachable { maybe_done: false, what } if what.contains("closed"));
     assert!(told?.is_err_and(|error| closed(&error)));
     assert!(store.get("a").await.is_err_and(|error| closed(&error)));
     assert!(store.list("").await.is_err_and(|error| closed(&error)));
     let put = store.put("a", Bytes::new(), NONE, None).await;
     assert!(put.is_err_and(|error| closed(&error)));
-    assert!(store.watch("", NONE).await.is_err_and(|error| closed(&error)));
+    assert!(
+        store
+            .watch("", NONE)
+            .await
+            .is_err_and(|error| closed(&error))
+    );
     store.close().await;
     Ok(())
 }

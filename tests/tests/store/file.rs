@@ -112,7 +112,10 @@ async fn files_of_something_else_are_refused() -> Result {
     tx.commit()?;
     drop(database);
     let error = refused(&path).await?;
-    assert!(is_foreign(&error) && error.to_string().contains("another program"), "{error}");
+    assert!(
+        is_foreign(&error) && error.to_string().contains("another program"),
+        "{error}"
+    );
 
     // Of a later version of this one.
     std::fs::remove_file(&path)?;
@@ -124,7 +127,10 @@ async fn files_of_something_else_are_refused() -> Result {
     tx.commit()?;
     drop(database);
     let error = refused(&path).await?;
-    assert!(is_foreign(&error) && error.to_string().contains("format 2"), "{error}");
+    assert!(
+        is_foreign(&error) && error.to_string().contains("format 2"),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -135,9 +141,14 @@ async fn files_that_were_cut_are_refused() -> Result {
     let whole = std::fs::read(&path)?;
     for length in [0, 9, 64, 320, 4096, 4097, whole.len() / 2, whole.len() - 1] {
         std::fs::write(&path, &whole[..length])?;
-        let error = refused(&path).await.with_context(|| format!("{length} bytes"))?;
+        let error = refused(&path)
+            .await
+            .with_context(|| format!("{length} bytes"))?;
         assert!(is_corrupt(&error), "{length} bytes: {error}");
-        assert!(error.to_string().contains("restore it from a backup"), "{error}");
+        assert!(
+            error.to_string().contains("restore it from a backup"),
+            "{error}"
+        );
     }
     Ok(())
 }
@@ -153,7 +164,11 @@ async fn damaged_files_are_refused_or_whole() -> Result {
     for round in 0..150 {
         let mut bytes = whole.clone();
         // Most of a file is free space. Of what is not, most is at the beginning.
-        let bound = if round % 2 == 0 { 24_000.min(bytes.len()) } else { bytes.len() };
+        let bound = if round % 2 == 0 {
+            24_000.min(bytes.len())
+        } else {
+            bytes.len()
+        };
         let at = random.random_range(9..bound);
         let length = *rand::seq::IndexedRandom::choose(&[1, 1, 8, 600][..], &mut random)
             .context("a length")?;
@@ -169,7 +184,10 @@ async fn damaged_files_are_refused_or_whole() -> Result {
             Err(error) => {
                 refusals += 1;
                 assert!(is_corrupt(&error) || is_foreign(&error), "{at}: {error}");
-                ensure!(std::fs::read(&path)? == bytes, "{length} bytes at {at} and more");
+                ensure!(
+                    std::fs::read(&path)? == bytes,
+                    "{length} bytes at {at} and more"
+                );
             }
         }
     }
@@ -221,7 +239,10 @@ async fn one_of_many_makes_the_file() -> Result {
 #[tokio::test]
 async fn what_was_left_half_made_is_no_hindrance() -> Result {
     let (dir, path) = place()?;
-    std::fs::write(dir.path().join("store.redb.new"), b"redb\x1a\x0a\xa9 and no more")?;
+    std::fs::write(
+        dir.path().join("store.redb.new"),
+        b"redb\x1a\x0a\xa9 and no more",
+    )?;
     let store = open(&path).await?;
     store.put("a", "1".into(), NONE, None).await?;
     store.close().await;
@@ -235,7 +256,10 @@ async fn places_that_cannot_be_used_are_named() -> Result {
     for path in [dir.path().to_owned(), dir.path().join("none/store.redb")] {
         let error = open(&path).await.expect_err("it cannot be opened");
         assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
-        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&path.display().to_string()),
+            "{error}"
+        );
     }
     let url: StoreUrl = format!("redb:{}", path.display()).parse()?;
     let store = node::store::open(&url, Clock::system()).await?;
@@ -294,10 +318,15 @@ async fn what_it_keeps_is_bounded() -> Result {
     };
     let store = RedbStore::open_with(&path, Clock::system(), limits).await?;
     for number in 0..20 {
-        store.put(&format!("{number}"), Bytes::new(), NONE, None).await?;
+        store
+            .put(&format!("{number}"), Bytes::new(), NONE, None)
+            .await?;
     }
     let full = store.put("more", Bytes::new(), NONE, None).await;
-    assert!(matches!(full, Err(StoreError::TooLarge { max: 20, .. })), "{full:?}");
+    assert!(
+        matches!(full, Err(StoreError::TooLarge { max: 20, .. })),
+        "{full:?}"
+    );
     // What is there can still be changed, and what goes makes room.
     let mut revision = store.get("0").await?.context("there")?.modified;
     for _ in 0..60 {
@@ -305,13 +334,19 @@ async fn what_it_keeps_is_bounded() -> Result {
     }
     let known = |after: Revision| store.watch("", after);
     assert!(known(Revision(revision.0 - 50)).await.is_ok());
-    assert_eq!(known(Revision(revision.0 - 51)).await.err(), Some(StoreError::Compacted));
+    assert_eq!(
+        known(Revision(revision.0 - 51)).await.err(),
+        Some(StoreError::Compacted)
+    );
     let large = Bytes::from(vec![0; 10_000]);
     for _ in 0..4 {
         revision = store.put("0", large.clone(), revision, None).await?;
     }
     assert!(known(Revision(revision.0 - 3)).await.is_ok());
-    assert_eq!(known(Revision(revision.0 - 4)).await.err(), Some(StoreError::Compacted));
+    assert_eq!(
+        known(Revision(revision.0 - 4)).await.err(),
+        Some(StoreError::Compacted)
+    );
     store.delete("0", None).await?;
     store.put("more", Bytes::new(), NONE, None).await?;
     Ok(())

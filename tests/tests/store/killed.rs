@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use mesh_tests::Result;
-use node::store::{Clock, Event, Revision, RedbStore, Store as _};
+use node::store::{Clock, Event, RedbStore, Revision, Store as _};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -91,7 +91,9 @@ async fn every_acknowledged_write_survives_a_kill() -> Result {
         done = now;
         store.close().await;
     }
-    println!("{kills} kills, {done} changes in the last file, {killed_between} kills between write and word");
+    println!(
+        "{kills} kills, {done} changes in the last file, {killed_between} kills between write and word"
+    );
     ensure!(done > 100, "killed too early to say much: {done}");
     Ok(())
 }
@@ -104,7 +106,10 @@ async fn check_history(store: &RedbStore, done: u64, now: u64) -> Result {
         for event in watch.next().await? {
             n += 1;
             let (key, value) = change(n);
-            ensure!(event.key() == key && event.revision() == Revision(n + 1), "{event:?}");
+            ensure!(
+                event.key() == key && event.revision() == Revision(n + 1),
+                "{event:?}"
+            );
             let told = match event {
                 Event::Put(entry) => Some(entry.value),
                 Event::Delete { .. } => None,
@@ -147,7 +152,10 @@ fn write_and_kill(path: &Path, done: u64, changes_max: u32, random: &mut StdRng)
             Some(line) => left -= u32::from(take(line?)?),
             None => {
                 let output = child.wait_with_output()?;
-                bail!("the writer ended: {}", String::from_utf8_lossy(&output.stderr));
+                bail!(
+                    "the writer ended: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
             }
         }
     }

@@ -31,7 +31,9 @@ struct Model {
 
 impl Model {
     fn current(&self, key: &str) -> Revision {
-        self.entries.get(key).map_or(Revision::NONE, |entry| entry.modified)
+        self.entries
+            .get(key)
+            .map_or(Revision::NONE, |entry| entry.modified)
     }
 
     fn list(&self, prefix: &str) -> Vec<Entry> {
@@ -41,14 +43,21 @@ impl Model {
 
     /// The next revision, which must be higher than all before.
     fn advance(&mut self, revision: Revision) -> Result {
-        ensure!(revision > self.revision, "{revision} after {}", self.revision);
+        ensure!(
+            revision > self.revision,
+            "{revision} after {}",
+            self.revision
+        );
         self.revision = revision;
         Ok(())
     }
 
     fn put(&mut self, key: &str, value: Bytes, revision: Revision) -> Result {
         self.advance(revision)?;
-        let created = self.entries.get(key).map_or(revision, |entry| entry.created);
+        let created = self
+            .entries
+            .get(key)
+            .map_or(revision, |entry| entry.created);
         let entry = Entry {
             key: key.to_owned(),
             value,
@@ -72,15 +81,16 @@ impl Model {
 
     /// What a watch tells.
     fn after(&self, prefix: &str, after: Revision) -> Vec<Event> {
-        let told =
-            |event: &&Event| event.key().starts_with(prefix) && event.revision() > after;
+        let told = |event: &&Event| event.key().starts_with(prefix) && event.revision() > after;
         self.history.iter().filter(told).cloned().collect()
     }
 }
 
 async fn random_operations_do_what_a_map_does<E: Engine>() -> Result {
     for seed in 0..3 {
-        life::<E>(seed).await.with_context(|| format!("seed {seed}"))?;
+        life::<E>(seed)
+            .await
+            .with_context(|| format!("seed {seed}"))?;
     }
     Ok(())
 }

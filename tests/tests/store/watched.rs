@@ -76,7 +76,10 @@ async fn a_view_follows_the_store<E: Engine>() -> Result {
         change(store, &mut random).await?;
     }
     let mut view = Watched::new(store.clone(), "t/", generator(2));
-    ensure!(matches!(view.freshness(), Freshness::Stale { error: None, .. }));
+    ensure!(matches!(
+        view.freshness(),
+        Freshness::Stale { error: None, .. }
+    ));
     assert!(view.entries().is_empty());
     let mut mirror = BTreeMap::new();
     let update = next(&mut view).await?;
@@ -84,7 +87,9 @@ async fn a_view_follows_the_store<E: Engine>() -> Result {
     apply(&mut mirror, update.changes);
     assert_eq!(mirror, listed(store, "t/").await?);
     for round in 0..60 {
-        store.put(&format!("u/{round}"), Bytes::new(), NONE, None).await?;
+        store
+            .put(&format!("u/{round}"), Bytes::new(), NONE, None)
+            .await?;
         change(store, &mut random).await?;
         // Now and then, several changes are waiting; and now and then, nobody waits any more.
         if random.random_bool(0.5) {
@@ -220,7 +225,10 @@ async fn store_outage_changes_nothing() -> Result {
         // It is asked again, but not all the time: on average every five seconds.
         let asked = cut.asked() - asked;
         let most = 20 + length.as_secs() / 3;
-        ensure!(asked >= length.as_secs() / 10 && asked <= most, "{asked} in {length:?}");
+        ensure!(
+            asked >= length.as_secs() / 10 && asked <= most,
+            "{asked} in {length:?}"
+        );
         cut.set_down(false);
     }
     Ok(())
@@ -244,7 +252,10 @@ async fn a_view_may_begin_in_an_outage() -> Result {
     ensure!(matches!(view.freshness(), Freshness::Stale { since, .. } if *since == start));
     cut.set_down(false);
     let update = view.next().await;
-    assert_eq!((update.changes.len(), update.freshness), (1, Freshness::UpToDate));
+    assert_eq!(
+        (update.changes.len(), update.freshness),
+        (1, Freshness::UpToDate)
+    );
     Ok(())
 }
 

@@ -204,12 +204,19 @@ impl Connection {
         let mut current = self.current.lock().await;
         let turn = current.turn;
         if self.is_closed() {
-            return Err((turn, Failure::Final(StoreError::unreachable("it was closed"))));
+            return Err((
+                turn,
+                Failure::Final(StoreError::unreachable("it was closed")),
+            ));
         }
         if let Some(client) = &current.client {
             return Ok((turn, client.clone()));
         }
-        let scheme = if self.url.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.url.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let endpoint = format!("{scheme}://{}", self.endpoint(turn));
         let connecting = Client::connect([endpoint], Some(self.options.clone()));
         let failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, connecting).await {

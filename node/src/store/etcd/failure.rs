@@ -54,9 +54,11 @@ pub(super) fn classify(error: &Error) -> Failure {
         };
     };
     let message = status.message();
-    let denied = || Failure::Final(StoreError::Denied {
-        what: message.to_owned(),
-    });
+    let denied = || {
+        Failure::Final(StoreError::Denied {
+            what: message.to_owned(),
+        })
+    };
     let elsewhere = |maybe_done, answers| {
         // The cause, such as a refused connection, stands at the end of the chain.
         let mut what = message.to_owned();

@@ -96,7 +96,9 @@ impl EtcdStore {
             let page = self.connection.read(work).await?;
             if revision == 0 {
                 // All further pages are of the first one's revision.
-                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+                revision = page
+                    .header()
+                    .map_or(0, etcd_client::ResponseHeader::revision);
             }
             entries.extend(page.kvs().iter().filter_map(|kv| self.connection.entry(kv)));
             within("a list", "entries", entries.len(), ENTRIES_MAX)?;
@@ -125,7 +127,10 @@ impl Store for EtcdStore {
                 async move { client.kv_client().get(key, None).await }
             };
             let answer = self.connection.read(work).await?;
-            Ok(answer.kvs().first().and_then(|kv| self.connection.entry(kv)))
+            Ok(answer
+                .kvs()
+                .first()
+                .and_then(|kv| self.connection.entry(kv)))
         })
     }
 
@@ -235,10 +240,13 @@ fn unchanged(key: &str, expected: Revision) -> Compare {
 
 /// What a failed comparison found instead.
 fn found(answer: &TxnResponse) -> Option<KeyValue> {
-    answer.op_responses().into_iter().find_map(|response| match response {
-        TxnOpResponse::Get(get) => get.kvs().first().cloned(),
-        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
-    })
+    answer
+        .op_responses()
+        .into_iter()
+        .find_map(|response| match response {
+            TxnOpResponse::Get(get) => get.kvs().first().cloned(),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+        })
 }
 
 fn conflict(current: Option<&KeyValue>) -> StoreError {
@@ -248,7 +256,11 @@ fn conflict(current: Option<&KeyValue>) -> StoreError {
 }
 
 fn header_revision(answer: &TxnResponse) -> Revision {
-    to_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision))
+    to_revision(
+        answer
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision),
+    )
 }
 
 fn to_revision(revision: i64) -> Revision {

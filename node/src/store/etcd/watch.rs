@@ -78,8 +78,11 @@ impl EtcdWatch {
                 async move { client.kv_client().get(key, None).await }
             };
             let answer = self.connection.read(work).await?;
-            if to_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision))
-                < self.after
+            if to_revision(
+                answer
+                    .header()
+                    .map_or(0, etcd_client::ResponseHeader::revision),
+            ) < self.after
             {
                 return Err(StoreError::Compacted);
             }
@@ -194,7 +197,11 @@ impl Watch for EtcdWatch {
 }
 
 fn revision_of(answer: &WatchResponse) -> Revision {
-    to_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision))
+    to_revision(
+        answer
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision),
+    )
 }
 
 fn cancelled(answer: &WatchResponse) -> StoreError {
@@ -202,7 +209,9 @@ fn cancelled(answer: &WatchResponse) -> StoreError {
     if answer.compact_revision() > 0 {
         StoreError::Compacted
     } else if DENIED.iter().any(|denied| reason.contains(denied)) {
-        let what = reason.rsplit_once("desc = ").map_or(reason, |(_, what)| what);
+        let what = reason
+            .rsplit_once("desc = ")
+            .map_or(reason, |(_, what)| what);
         StoreError::Denied {
             what: what.to_owned(),
         }

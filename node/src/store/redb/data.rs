@@ -214,7 +214,9 @@ impl Data<'_> {
         key: &str,
         expected: Option<Revision>,
     ) -> Result<Option<Revision>, StoreError> {
-        let current = self.get(key)?.map_or(Revision::NONE, |entry| entry.modified);
+        let current = self
+            .get(key)?
+            .map_or(Revision::NONE, |entry| entry.modified);
         if expected.is_some_and(|expected| expected != current) {
             return Err(StoreError::Conflict { current });
         }
@@ -264,11 +266,7 @@ impl Data<'_> {
         }
     }
 
-    pub(super) fn changes_after(
-        &self,
-        prefix: &str,
-        after: Revision,
-    ) -> Result<Told, StoreError> {
+    pub(super) fn changes_after(&self, prefix: &str, after: Revision) -> Result<Told, StoreError> {
         let tx = self.reading()?;
         let meta = self.open(tx.open_table(META))?;
         self.check_known(&meta, after)?;
@@ -278,7 +276,10 @@ impl Data<'_> {
             up_to: after,
             is_all: true,
         };
-        for (scanned, row) in self.ok(history.range(after.0.saturating_add(1)..))?.enumerate() {
+        for (scanned, row) in self
+            .ok(history.range(after.0.saturating_add(1)..))?
+            .enumerate()
+        {
             if told.events.len() == EVENTS_AT_ONCE_MAX || scanned == SCANNED_AT_ONCE_MAX {
                 told.is_all = false;
                 break;
@@ -366,13 +367,14 @@ impl Data<'_> {
     ) -> Result<T, StoreError> {
         let tx = self.ok(self.database.begin_write())?;
         let done = work(&tx)?;
-        tx.commit().map_err(|error| match self.failed(&error.into()) {
-            StoreError::Unreachable { what, .. } => StoreError::Unreachable {
-                what,
-                maybe_done: true,
-            },
-            other => other,
-        })?;
+        tx.commit()
+            .map_err(|error| match self.failed(&error.into()) {
+                StoreError::Unreachable { what, .. } => StoreError::Unreachable {
+                    what,
+                    maybe_done: true,
+                },
+                other => other,
+            })?;
         Ok(done)
     }
 

@@ -139,7 +139,10 @@ async fn blocking<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    #[expect(clippy::disallowed_methods, reason = "the edge where files are read and written")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the edge where files are read and written"
+    )]
     let joined = tokio::task::spawn_blocking(work).await;
     match joined {
         Ok(result) => result,
@@ -162,7 +165,10 @@ impl Shared {
         let mut held = self.file.clone().lock_owned().await;
         let done = blocking(&self.path, move || {
             let Some(file) = held.as_mut() else {
-                return Err(StoreError::unreachable(format!("{} was closed", path.display())));
+                return Err(StoreError::unreachable(format!(
+                    "{} was closed",
+                    path.display()
+                )));
             };
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 let data = file.data(limits)?;
@@ -266,7 +272,9 @@ impl Store for RedbStore {
         Box::pin(async move {
             check_key(key)?;
             let key = key.to_owned();
-            self.shared.with(move |data| data.delete(&key, expected)).await
+            self.shared
+                .with(move |data| data.delete(&key, expected))
+                .await
         })
     }
 

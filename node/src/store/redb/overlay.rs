@@ -79,7 +79,10 @@ impl StorageBackend for Overlay {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let state = self.state();
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > state.len) {
+        if offset
+            .checked_add(out.len() as u64)
+            .is_none_or(|end| end > state.len)
+        {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.read_file(&state, offset, out)?;
@@ -113,7 +116,10 @@ impl StorageBackend for Overlay {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state();
-        if offset.checked_add(data.len() as u64).is_none_or(|end| end > state.len) {
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > state.len)
+        {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         for (page, within, part) in parts(offset, data.len()) {
@@ -150,7 +156,10 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..20_000_u64, 0..9000_usize).prop_map(|(at, len)| Step::Read(at, len)),
-            (0..20_000_u64, proptest::collection::vec(1..=255_u8, 0..9000))
+            (
+                0..20_000_u64,
+                proptest::collection::vec(1..=255_u8, 0..9000)
+            )
                 .prop_map(|(at, data)| Step::Write(at, data)),
             (0..20_000_u64).prop_map(Step::Resize),
         ]

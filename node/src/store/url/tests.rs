@@ -72,13 +72,12 @@ fn clusters() {
 
 #[test]
 fn what_is_wrong_is_said_all_at_once() {
-    let error = "etcd://h:0,ok:1,unix:/x"
-        .parse::<StoreUrl>()
-        .unwrap_err();
+    let error = "etcd://h:0,ok:1,unix:/x".parse::<StoreUrl>().unwrap_err();
     assert_eq!(error.faults().len(), 2, "{error}");
-    let error = "etcd://@h:x,h,h/%zz?tls=maybe&nope=1&cert=c&ca=a&ca=b&server_name=1.2&key&password_file=f"
-        .parse::<StoreUrl>()
-        .unwrap_err();
+    let error =
+        "etcd://@h:x,h,h/%zz?tls=maybe&nope=1&cert=c&ca=a&ca=b&server_name=1.2&key&password_file=f"
+            .parse::<StoreUrl>()
+            .unwrap_err();
     for part in [
         "the user before '@' is empty",
         "\"h:x\" is not host:port",
@@ -113,7 +112,9 @@ fn what_is_wrong_is_said_all_at_once() {
 #[test]
 fn passwords_are_never_shown() {
     let secret = "Sup3rSecret";
-    let url: StoreUrl = format!("etcd://root:{secret}@h:1/mesh?ca=f").parse().unwrap();
+    let url: StoreUrl = format!("etcd://root:{secret}@h:1/mesh?ca=f")
+        .parse()
+        .unwrap();
     assert_eq!(url.to_string(), "etcd://root:***@h:1/mesh/?ca=f");
     let StoreUrl::Etcd(inner) = &url else {
         panic!("{url}")

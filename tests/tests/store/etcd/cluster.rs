@@ -49,7 +49,10 @@ async fn count_up(
                 if let Some(entry) = entry
                     && entry.modified != current
                 {
-                    ensure!(maybe_done, "it said that nothing was done, and {entry:?} is there");
+                    ensure!(
+                        maybe_done,
+                        "it said that nothing was done, and {entry:?} is there"
+                    );
                     ensure!(entry.value == value, "{entry:?} instead of {number}");
                     current = entry.modified;
                     written.push((number, current));
@@ -58,7 +61,10 @@ async fn count_up(
             Err(error) => return Err(error.into()),
         }
     }
-    println!("{} writes, {unknown} whose end was not known at first", written.len());
+    println!(
+        "{} writes, {unknown} whose end was not known at first",
+        written.len()
+    );
     Ok(written)
 }
 
@@ -80,7 +86,8 @@ async fn members_stop_while_operations_run() -> Result {
         tokio::spawn(async move {
             let mut events: Vec<Event> = Vec::new();
             let mut breaks = 0;
-            while events.last().map_or(0, |event| event.revision().0) < last.load(Ordering::SeqCst) {
+            while events.last().map_or(0, |event| event.revision().0) < last.load(Ordering::SeqCst)
+            {
                 // A limit, so that the end is seen.
                 match tokio::time::timeout(std::time::Duration::from_secs(1), watch.next()).await {
                     Ok(Ok(more)) => {
@@ -135,7 +142,10 @@ async fn members_stop_while_operations_run() -> Result {
         .collect::<Result<_>>()?;
     assert_eq!(heard, written);
     let entry = store.get("t/n").await?.context("it is there")?;
-    assert_eq!((entry.value, entry.modified), (number.to_string().into(), revision));
+    assert_eq!(
+        (entry.value, entry.modified),
+        (number.to_string().into(), revision)
+    );
     while view.entries().get("t/n").map(|entry| entry.modified) != Some(revision) {
         view.next().await;
     }
@@ -156,13 +166,19 @@ async fn without_a_majority_it_is_unreachable() -> Result {
     etcd.kill(2);
     let update = view.next().await;
     assert_eq!(update.changes, []);
-    ensure!(matches!(update.freshness, Freshness::Stale { error: Some(_), .. }), "{update:?}");
+    ensure!(
+        matches!(update.freshness, Freshness::Stale { error: Some(_), .. }),
+        "{update:?}"
+    );
     for result in [
         store.get("t/a").await.map(drop),
         store.list("").await.map(drop),
         store.put("t/a", "2".into(), revision, None).await.map(drop),
     ] {
-        assert!(matches!(result, Err(StoreError::Unreachable { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(StoreError::Unreachable { .. })),
+            "{result:?}"
+        );
     }
     assert_eq!(view.entries(), &known);
     etcd.kill(0);

@@ -113,7 +113,10 @@ async fn users_and_their_rights() -> Result {
     // A member that was restarted knows no tokens any more: they are asked for anew.
     etcd.kill(0);
     etcd.restart(0)?;
-    assert_eq!(store.get("a").await?.map(|entry| entry.modified), Some(revision));
+    assert_eq!(
+        store.get("a").await?.map(|entry| entry.modified),
+        Some(revision)
+    );
     store.put("b", "2".into(), NONE, None).await?;
     eventually("the watch goes on", async || {
         let mut watch = store.watch("", revision).await?;
@@ -135,7 +138,9 @@ fn write_pair(dir: &Path, name: &str, cert: &rcgen::Certificate, key: &KeyPair) 
 fn mint(dir: &Path, authority: &str, names: &[&str]) -> Result {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name.push(DnType::CommonName, authority);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, authority);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let cert = params.self_signed(&key)?;
@@ -160,7 +165,8 @@ fn mint(dir: &Path, authority: &str, names: &[&str]) -> Result {
 async fn tls_both_ways() -> Result {
     let mut minted = Ok(());
     let etcd = Etcd::start_with("https", 1, |dir| {
-        minted = mint(dir, "ca", &["server", "client"]).and_then(|()| mint(dir, "alien", &["stranger"]));
+        minted =
+            mint(dir, "ca", &["server", "client"]).and_then(|()| mint(dir, "alien", &["stranger"]));
         let flag = |name: &str, file: &str| [name.to_owned(), dir.join(file).display().to_string()];
         let mut flags = vec!["--client-cert-auth".to_owned()];
         flags.extend(flag("--cert-file", "server.pem"));
@@ -191,11 +197,17 @@ async fn tls_both_ways() -> Result {
     ] {
         let store = open(&etcd.url("", &bad)).await?;
         let result = store.get("a").await;
-        assert!(matches!(result, Err(StoreError::Unreachable { .. })), "{bad}: {result:?}");
+        assert!(
+            matches!(result, Err(StoreError::Unreachable { .. })),
+            "{bad}: {result:?}"
+        );
     }
     // Files that are none are said before anything is dialled.
     std::fs::write(etcd.dir().join("text.pem"), "no certificate")?;
-    for bad in ["/mesh?ca=/nowhere/ca.pem".to_owned(), format!("/mesh?ca={dir}/text.pem")] {
+    for bad in [
+        "/mesh?ca=/nowhere/ca.pem".to_owned(),
+        format!("/mesh?ca={dir}/text.pem"),
+    ] {
         let error = open(&etcd.url("", &bad)).await.expect_err("no certificate");
         assert!(matches!(error, StoreError::Credentials { .. }), "{error}");
     }
@@ -221,7 +233,9 @@ async fn a_watch_goes_on_after_a_restart() -> Result {
         assert!(!maybe_done, "{what}");
         etcd.restart(0)?;
         for _ in 0..3 {
-            revision = store.put("a", round.to_string().into(), revision, None).await?;
+            revision = store
+                .put("a", round.to_string().into(), revision, None)
+                .await?;
         }
         let events = next_many(&mut *watch, 3).await?;
         assert_eq!(events[2].revision(), revision, "round {round}");
@@ -245,7 +259,10 @@ async fn store_outage_changes_nothing() -> Result {
         // A process that stands still is noticed by a probe.
         let update = view.next().await;
         assert_eq!(update.changes, [], "{stop}");
-        ensure!(matches!(update.freshness, Freshness::Stale { error: Some(_), .. }));
+        ensure!(matches!(
+            update.freshness,
+            Freshness::Stale { error: Some(_), .. }
+        ));
         // Several further tries change nothing either.
         for _ in 0..3 {
             let trying = tokio::time::timeout(std::time::Duration::from_millis(300), view.next());
@@ -283,6 +300,15 @@ async fn a_cluster_that_is_not_there_is_unreachable() -> Result {
     assert!(shown.to_lowercase().contains("refused"), "{shown}");
     let put = store.put("a", Bytes::new(), NONE, None).await;
     let error = put.err().context("nobody is there")?;
-    assert!(matches!(error, StoreError::Unreachable { maybe_done: false, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            StoreError::Unreachable {
+                maybe_done: false,
+                ..
+            }
+        ),
+        "{error}"
+    );
     Ok(())
 }

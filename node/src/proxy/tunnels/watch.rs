@@ -1,0 +1,29 @@
+//! Keeps what is known of the store up to date.
+
+use std::sync::Arc;
+
+use mesh_proto::tunnel::KEY_PREFIX;
+use rand::rngs::StdRng;
+
+use super::Resources;
+use super::gauges::Operation;
+use crate::store::{Freshness, Watched};
+
+/// Watches the store for as long as the proxy runs. It never ends by itself: a store that cannot be
+/// read is tried again, and changes nothing meanwhile.
+pub(in crate::proxy) async fn run(resources: Arc<Resources>, randomness: StdRng) {
+    let mut watched = Watched::new(resources.store.clone(), KEY_PREFIX, randomness);
+    let mut failures = 0;
+    loop {
+        let update = watched.next().await;
+        let now = watched.failures();
+        for _ in failures..now {
+            resources.errors.count(Operation::Watch);
+        }
+        failures = now;
+        if let Freshness::Stale { error: None, .. } = update.freshness {
+            continue;
+        }
+        resources.take(&update);
+    }
+}
