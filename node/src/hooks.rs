@@ -66,8 +66,7 @@ pub struct Hooks {
     pub authorizer: Option<Arc<dyn Authorizer>>,
     /// Hears of connections.
     pub on_connect: Option<OnConnect>,
-    /// Where tunnel resources are kept, instead of what `[store]` says. A proxy closes it when it has
-    /// left.
+    /// Where tunnel resources are kept, instead of what `[store]` says. The proxy does not close it.
     pub store: Option<Arc<dyn Store>>,
     /// Keeps connections to other clusters, instead of the proxy itself.
     pub tunnels: Option<Arc<dyn TunnelRunner>>,

@@ -538,3 +538,29 @@ fn errors_name_the_line_within_long_lists() {
         "{errors}"
     );
 }
+
+#[test]
+fn a_file_store_is_in_the_state_directory() {
+    let files = Files::new();
+    let with = |text: &str| format!("{PROXY}[proxy]\nstate_dir = \"state\"\n[store]\nurl = {text:?}\n");
+    let url = |text: &str| match files.load(&with(text)).map(|loaded| loaded.config) {
+        Ok(NodeConfig::Proxy(proxy)) => proxy.store.map(|url| files.masked(&url.to_string())),
+        Ok(NodeConfig::Agent(_)) => None,
+        Err(errors) => Some(files.masked(&errors.to_string())),
+    };
+    assert_eq!(url("redb:a/b.redb").unwrap(), "redb:{dir}/state/a/b.redb");
+    assert_eq!(url("redb:/var/b.redb").unwrap(), "redb:/var/b.redb");
+    let etcd = url("etcd://mesh:s3cret@etcd-1,etcd-2:2380/fleet?ca=etcd-ca.pem").unwrap();
+    assert!(!etcd.contains("s3cret"), "{etcd}");
+    if cfg!(feature = "etcd") {
+        assert_eq!(
+            etcd,
+            "etcd://mesh:***@etcd-1:2379,etcd-2:2380/fleet/?ca={dir}/etcd-ca.pem"
+        );
+    } else {
+        assert!(
+            etcd.contains("store.url: this build of node knows no etcd"),
+            "{etcd}"
+        );
+    }
+}

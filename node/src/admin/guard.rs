@@ -46,7 +46,7 @@ impl Guard {
                             request.extensions_mut().insert(caller);
                             next.run(request).await
                         }
-                        Err(refusal) => refusal,
+                        Err(refusal) => *refusal,
                     }
                 }
             },
@@ -54,10 +54,10 @@ impl Guard {
     }
 
     /// Who it is, or why not.
-    fn judge(&self, headers: &HeaderMap) -> Result<Caller, Response> {
+    fn judge(&self, headers: &HeaderMap) -> Result<Caller, Box<Response>> {
         if self.loopback_names_only && !web::is_same_site(headers, web::is_loopback_name) {
             let why = "the Host and Origin of a request to this listener must be loopback names, such as localhost\n";
-            return Err((StatusCode::FORBIDDEN, why).into_response());
+            return Err(Box::new((StatusCode::FORBIDDEN, why).into_response()));
         }
         let Some(tokens) = &self.tokens else {
             return Ok(Caller::Operator("admin listener".to_owned()));
@@ -68,7 +68,9 @@ impl Guard {
         }
         let why = "this listener needs a token of admin.auth.tokens_file: send it as `Authorization: Bearer`\n";
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"mesh\"")];
-        Err((StatusCode::UNAUTHORIZED, challenge, why).into_response())
+        Err(Box::new(
+            (StatusCode::UNAUTHORIZED, challenge, why).into_response(),
+        ))
     }
 }
 

@@ -20,18 +20,18 @@ const NO_STORE: &str = "this proxy keeps no tunnels, since its config has no sto
 
 impl Api {
     /// The tunnels of the node, or why there are none.
-    fn tunnels(&self) -> Result<&Arc<Resources>, Response> {
-        let proxy = self.proxy().ok_or_else(not_a_proxy)?;
+    fn tunnels(&self) -> Result<&Arc<Resources>, Box<Response>> {
+        let proxy = self.proxy().ok_or_else(|| Box::new(not_a_proxy()))?;
         proxy
             .tunnels()
-            .ok_or_else(|| refused(StatusCode::NOT_FOUND, NO_STORE))
+            .ok_or_else(|| Box::new(refused(StatusCode::NOT_FOUND, NO_STORE)))
     }
 }
 
 pub(super) async fn list(State(api): State<Arc<Api>>) -> Response {
     match api.tunnels() {
         Ok(tunnels) => Json(tunnels.report()).into_response(),
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn upsert(
 ) -> Response {
     let tunnels = match api.tunnels() {
         Ok(tunnels) => tunnels,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let request = match request {
         Ok(Json(request)) => request,
@@ -75,7 +75,7 @@ pub(super) async fn delete(
 ) -> Response {
     let tunnels = match api.tunnels() {
         Ok(tunnels) => tunnels,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     // Only if this is its revision.
     let revision = match query.as_deref().filter(|query| !query.is_empty()) {

@@ -473,6 +473,13 @@ impl Proxy {
         self.observer().route(agent)
     }
 
+    /// Tunnels to other clusters, as `node tunnel ls` tells; `None` without a store.
+    #[must_use]
+    pub fn tunnels(&self) -> Option<crate::report::Tunnels> {
+        let resources = self.shared.tunnels.as_ref()?;
+        Some(resources.report())
+    }
+
     /// What the admin API tells of the proxy.
     pub(crate) fn observer(&self) -> Observer {
         Observer::new(self.shared.clone(), self.ingress_addrs.clone())
@@ -592,10 +599,10 @@ async fn tunnels(
     parts: &ProxyParts,
 ) -> Result<Option<Arc<Resources>>, StartError> {
     let (store, place) = match (&parts.hooks.store, &config.store) {
-        (Some(store), _) => (store.clone(), "of the application".to_owned()),
+        (Some(store), _) => (store.clone(), None),
         (None, Some(url)) => {
             let store = store::open(url, parts.clock.for_store()).await?;
-            (store, url.to_string())
+            (store, Some(url.to_string()))
         }
         (None, None) => return Ok(None),
     };

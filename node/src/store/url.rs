@@ -251,7 +251,7 @@ fn parse_etcd(rest: &str) -> Result<EtcdUrl, InvalidStoreUrl> {
             (None, _) => faults.push("password_file is for a user; write etcd://user@…".to_owned()),
             (Some(_), Password::None) => password = Password::File(path),
             (Some(_), _) => {
-                faults.push("there is a password and a password_file; leave one out".to_owned())
+                faults.push("there is a password and a password_file; leave one out".to_owned());
             }
         }
     }

@@ -30,7 +30,7 @@ pub struct Watched {
     entries: BTreeMap<String, Entry>,
     freshness: Freshness,
     failures: u32,
-    failures_total: u64,
+    hear_failure: Option<Box<dyn Fn(&StoreError) + Send + Sync>>,
     /// When the watch began that runs.
     watching_since: Option<Instant>,
     step: Step,
@@ -70,12 +70,18 @@ pub struct Change {
     pub after: Option<Entry>,
 }
 
+/// What there was, and a watch from there.
+type Listed = Result<(Listing, Box<dyn Watch>), StoreError>;
+
+/// A watch, and what it told.
+type Told = (Box<dyn Watch>, Result<Vec<Event>, StoreError>);
+
 /// What is awaited. Each future owns all it needs, so that nothing is lost when the owner of the
 /// view stops waiting in the middle.
 enum Step {
     Wait(Instant),
-    List(BoxFuture<'static, Result<(Listing, Box<dyn Watch>), StoreError>>),
-    Watch(BoxFuture<'static, (Box<dyn Watch>, Result<Vec<Event>, StoreError>)>),
+    List(BoxFuture<'static, Listed>),
+    Watch(BoxFuture<'static, Told>),
 }
 
 impl fmt::Debug for Watched {
@@ -105,7 +111,7 @@ impl Watched {
                 error: None,
             },
             failures: 0,
-            failures_total: 0,
+            hear_failure: None,
             watching_since: None,
         }
     }
@@ -122,11 +128,12 @@ impl Watched {
         &self.freshness
     }
 
-    /// How often the store could not be read, so far; an update tells only of the first of several that
-    /// are alike.
+    /// The same view, which tells of each failure, where an update tells only of the first of several
+    /// that are alike.
     #[must_use]
-    pub fn failures(&self) -> u64 {
-        self.failures_total
+    pub fn on_failure(mut self, hear: impl Fn(&StoreError) + Send + Sync + 'static) -> Self {
+        self.hear_failure = Some(Box::new(hear));
+        self
     }
 
     /// The next thing that happens: entries change, or the freshness does. [`Watched::entries`] and
@@ -180,7 +187,9 @@ impl Watched {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
-        self.failures_total += 1;
+        if let Some(hear) = &self.hear_failure {
+            hear(&error);
+        }
         let doublings = (self.failures - 1).min(16);
         let bound = WAIT_FIRST.saturating_mul(1 << doublings).min(WAIT_MAX);
         let wait = bound.mul_f64(self.randomness.random::<f64>());

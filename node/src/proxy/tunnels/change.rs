@@ -17,7 +17,7 @@ use crate::store::{Entry, Revision, StoreError};
 const SEEN_WAIT: Duration = Duration::from_secs(2);
 
 /// How often a tunnel is renewed again when somebody else has just renewed it.
-const RENEWALS_MAX: usize = 8;
+const RENEWALS_MAX: usize = 16;
 
 /// What somebody asks for, unchecked.
 #[derive(Debug, Clone, Default)]

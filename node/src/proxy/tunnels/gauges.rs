@@ -33,7 +33,7 @@ impl Operation {
 }
 
 /// Counts what the store did not do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Errors(IntCounterVec);
 
 impl Errors {

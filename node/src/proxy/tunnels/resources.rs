@@ -24,8 +24,8 @@ const PROBLEMS_MAX: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Resources {
     pub(super) store: Arc<dyn Store>,
-    /// How the store is named, without secrets.
-    place: String,
+    /// How the store is named, without secrets; `None`: it is the application's.
+    place: Option<String>,
     /// This cluster, to which there is no tunnel.
     pub(super) own: Cluster,
     pub(super) clock: WallClock,
@@ -57,7 +57,7 @@ impl Resources {
     /// When the registry has such metrics already.
     pub(in crate::proxy) fn new(
         store: Arc<dyn Store>,
-        place: String,
+        place: Option<String>,
         own: Cluster,
         clock: WallClock,
         runner: Option<Arc<dyn TunnelRunner>>,
@@ -90,9 +90,15 @@ impl Resources {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of the store.
+    /// Lets go of the store, if it was opened for this proxy.
     pub(in crate::proxy) async fn close(&self) {
-        self.store.close().await;
+        if self.place.is_some() {
+            self.store.close().await;
+        }
+    }
+
+    fn place(&self) -> &str {
+        self.place.as_deref().unwrap_or("of the application")
     }
 
     /// Takes over what has happened in the store, and tells the runner.
@@ -162,7 +168,7 @@ impl Resources {
     }
 
     fn tell_of_outage(&self, before: &Freshness, now: &Freshness) {
-        let place = &self.place;
+        let place = self.place();
         match (before, now) {
             (_, Freshness::Stale { error: None, .. })
             | (Freshness::UpToDate, Freshness::UpToDate) => {}
@@ -275,7 +281,7 @@ impl Resources {
             ),
         };
         StoreReport {
-            url: self.place.clone(),
+            url: self.place().to_owned(),
             up_to_date: stale_seconds.is_none(),
             stale_seconds,
             error,

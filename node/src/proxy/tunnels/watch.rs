@@ -7,23 +7,16 @@ use rand::rngs::StdRng;
 
 use super::Resources;
 use super::gauges::Operation;
-use crate::store::{Freshness, Watched};
+use crate::store::Watched;
 
 /// Watches the store for as long as the proxy runs. It never ends by itself: a store that cannot be
 /// read is tried again, and changes nothing meanwhile.
 pub(in crate::proxy) async fn run(resources: Arc<Resources>, randomness: StdRng) {
-    let mut watched = Watched::new(resources.store.clone(), KEY_PREFIX, randomness);
-    let mut failures = 0;
+    let errors = resources.errors.clone();
+    let mut watched = Watched::new(resources.store.clone(), KEY_PREFIX, randomness)
+        .on_failure(move |_| errors.count(Operation::Watch));
     loop {
         let update = watched.next().await;
-        let now = watched.failures();
-        for _ in failures..now {
-            resources.errors.count(Operation::Watch);
-        }
-        failures = now;
-        if let Freshness::Stale { error: None, .. } = update.freshness {
-            continue;
-        }
         resources.take(&update);
     }
 }

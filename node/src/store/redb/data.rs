@@ -367,14 +367,13 @@ impl Data<'_> {
     ) -> Result<T, StoreError> {
         let tx = self.ok(self.database.begin_write())?;
         let done = work(&tx)?;
-        tx.commit()
-            .map_err(|error| match self.failed(&error.into()) {
-                StoreError::Unreachable { what, .. } => StoreError::Unreachable {
-                    what,
-                    maybe_done: true,
-                },
-                other => other,
-            })?;
+        tx.commit().map_err(|error| {
+            let mut error = self.failed(&error.into());
+            if let StoreError::Unreachable { maybe_done, .. } = &mut error {
+                *maybe_done = true;
+            }
+            error
+        })?;
         Ok(done)
     }
 
@@ -391,9 +390,12 @@ impl Data<'_> {
 
     /// A table; one that is missing or of another kind is not of this program.
     fn open<T>(&self, table: Result<T, redb::TableError>) -> Result<T, StoreError> {
-        table.map_err(|error| match error {
-            redb::TableError::Storage(error) => self.failed(&error.into()),
-            other => self.corrupt(&other.to_string()),
+        table.map_err(|error| {
+            if let redb::TableError::Storage(error) = error {
+                self.failed(&error.into())
+            } else {
+                self.corrupt(&error.to_string())
+            }
         })
     }
 

@@ -225,7 +225,10 @@ fn opening_failed(path: &Path, error: DatabaseError) -> StoreError {
                 what: "its end is missing".to_owned(),
             }
         }
-        error => failed(path, &error.into()),
+        error @ (DatabaseError::RepairAborted
+        | DatabaseError::TransactionInProgress
+        | DatabaseError::Storage(_)
+        | _) => failed(path, &error.into()),
     }
 }
 
