@@ -542,7 +542,8 @@ fn errors_name_the_line_within_long_lists() {
 #[test]
 fn a_file_store_is_in_the_state_directory() {
     let files = Files::new();
-    let with = |text: &str| format!("{PROXY}[proxy]\nstate_dir = \"state\"\n[store]\nurl = {text:?}\n");
+    let with =
+        |text: &str| format!("{PROXY}[proxy]\nstate_dir = \"state\"\n[store]\nurl = {text:?}\n");
     let url = |text: &str| match files.load(&with(text)).map(|loaded| loaded.config) {
         Ok(NodeConfig::Proxy(proxy)) => proxy.store.map(|url| files.masked(&url.to_string())),
         Ok(NodeConfig::Agent(_)) => None,

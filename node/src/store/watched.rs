@@ -30,7 +30,7 @@ pub struct Watched {
     entries: BTreeMap<String, Entry>,
     freshness: Freshness,
     failures: u32,
-    hear_failure: Option<Box<dyn Fn(&StoreError) + Send + Sync>>,
+    hear_failure: Option<HearFailure>,
     /// When the watch began that runs.
     watching_since: Option<Instant>,
     step: Step,
@@ -69,6 +69,9 @@ pub struct Change {
     /// What it is.
     pub after: Option<Entry>,
 }
+
+/// Hears why the store could not be read.
+type HearFailure = Box<dyn Fn(&StoreError) + Send + Sync>;
 
 /// What there was, and a watch from there.
 type Listed = Result<(Listing, Box<dyn Watch>), StoreError>;

@@ -255,11 +255,14 @@ fn store_outage_changes_nothing() -> Result {
             .await?;
         let once: Vec<usize> = times.iter().map(|times| times + 1).collect();
         ensure!(fleet.times() == once, "{:?}, not {once:?}", fleet.times());
-        for proxy in fleet.proxies.drain(..) {
-            let metrics = world.metrics(proxy)?;
+        for proxy in &fleet.proxies {
+            let metrics = world.metrics(*proxy)?;
             ensure!(metrics.get("mesh_store_connected")?.to_bits() == 1f64.to_bits());
-            ensure!(world.proxy(proxy)?.status().problems.is_empty());
-            // It leaves the application's store open.
+            let status = world.proxy(*proxy)?.status();
+            ensure!(status.problems.is_empty(), "{status:?}");
+        }
+        // They leave the application's store open.
+        for proxy in fleet.proxies.drain(..) {
             world.stop(proxy).await?;
         }
         fleet.store.get("tunnels/c.example.com").await?;

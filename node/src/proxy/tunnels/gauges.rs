@@ -66,8 +66,12 @@ impl Gauges {
         registry: &Registry,
         resources: &Arc<Resources>,
     ) -> Result<(), MetricsError> {
-        registry.register(Box::new(Self {
-            resources: Arc::downgrade(resources),
+        registry.register(Box::new(Self::new(Arc::downgrade(resources))?))
+    }
+
+    fn new(resources: Weak<Resources>) -> Result<Self, MetricsError> {
+        Ok(Self {
+            resources,
             tunnels: IntGaugeVec::new(
                 Opts::new(
                     "mesh_tunnel_resources",
@@ -79,8 +83,20 @@ impl Gauges {
                 "mesh_store_connected",
                 "1 while what is known of the store of tunnels is up to date, 0 while it cannot be read.",
             )?,
-        }))
+        })
     }
+}
+
+/// The names of all of these, for the test that each is documented.
+///
+/// # Errors
+/// When one is no name of a metric.
+#[doc(hidden)]
+pub fn metric_names() -> Result<Vec<String>, MetricsError> {
+    let errors = Errors::new(&Registry::new())?;
+    let gauges = Gauges::new(Weak::new())?;
+    let all = errors.0.desc().into_iter().chain(gauges.desc());
+    Ok(all.map(|desc| desc.fq_name.clone()).collect())
 }
 
 impl Collector for Gauges {

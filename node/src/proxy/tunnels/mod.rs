@@ -20,6 +20,8 @@ use mesh_proto::name::Cluster;
 use mesh_proto::tunnel::Tunnel;
 
 pub(crate) use self::change::{ChangeError, Changed, Wish};
+#[doc(hidden)]
+pub use self::gauges::metric_names;
 pub(crate) use self::resources::Resources;
 pub(super) use self::watch::run;
 
