@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use mesh_tests::Result;
@@ -36,21 +36,21 @@ async fn a_key_is_made_changed_and_deleted<E: Engine>() -> Result {
     let first = store.put("a", "1".into(), NONE, None).await?;
     let second = store.put("a", "2".into(), first, None).await?;
     ensure!(NONE < first && first < second);
-    let entry = store.get("a").await?.expect("it is there");
+    let entry = store.get("a").await?.context("it is there")?;
     assert_eq!((entry.key.as_str(), entry.value.as_ref()), ("a", &b"2"[..]));
     assert_eq!((entry.created, entry.modified), (first, second));
 
     let gone = store
         .delete("a", Some(second))
         .await?
-        .expect("it was there");
+        .context("it was there")?;
     ensure!(gone > second);
     assert_eq!(store.get("a").await?, None);
     assert_eq!(store.delete("a", None).await?, None);
 
     // A key that is made again begins anew.
     let again = store.put("a", Bytes::new(), NONE, None).await?;
-    let entry = store.get("a").await?.expect("it is there");
+    let entry = store.get("a").await?.context("it is there")?;
     assert_eq!((entry.created, entry.modified), (again, again));
     assert!(entry.value.is_empty());
     ensure!(store.delete("a", None).await? > Some(again));
@@ -88,7 +88,7 @@ async fn what_was_not_seen_is_not_overwritten<E: Engine>() -> Result {
             Err(StoreError::Conflict { current })
         );
     }
-    let entry = store.get("a").await?.expect("it is there");
+    let entry = store.get("a").await?.context("it is there")?;
     assert_eq!((entry.value.as_ref(), entry.modified), (&b"2"[..], second));
     Ok(())
 }
@@ -112,7 +112,7 @@ async fn one_of_many_writers_wins<E: Engine>() -> Result {
             }
         }
         assert_eq!((won.len(), lost), (1, 7));
-        let entry = store.get("a").await?.expect("it is there");
+        let entry = store.get("a").await?.context("it is there")?;
         assert_eq!(won, [(entry.value, entry.modified)]);
         last = entry.modified;
     }
@@ -196,7 +196,10 @@ async fn a_watch_tells_every_change_in_order<E: Engine>() -> Result {
     for number in 0..40 {
         let value = Bytes::from(format!("{number}"));
         if number % 5 == 4 {
-            let gone = store.delete("w/a", Some(revision)).await?.expect("there");
+            let gone = store
+                .delete("w/a", Some(revision))
+                .await?
+                .context("there")?;
             expected.push((gone, None));
             revision = NONE;
         } else {

@@ -18,6 +18,10 @@ const NONE: Revision = Revision::NONE;
 
 /// Counts up in one key, each time from what is there, until told to stop. Returns what was written
 /// at which revision.
+#[expect(
+    clippy::print_stdout,
+    reason = "how much it has been through, for --nocapture"
+)]
 async fn count_up(
     store: Arc<dyn Store>,
     done: Arc<AtomicU64>,

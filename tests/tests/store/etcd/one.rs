@@ -21,6 +21,7 @@ use crate::support::{Answer, next, next_many, pairs, said};
 
 const NONE: Revision = Revision::NONE;
 
+#[expect(clippy::expect_used, reason = "the tests write what is parsed")]
 async fn open(url: &str) -> Answer<Arc<dyn Store>> {
     let url: StoreUrl = url.parse().expect("a URL");
     node::store::open(&url, Clock::system()).await
