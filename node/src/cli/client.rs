@@ -44,6 +44,9 @@ pub struct AdminArgs {
 /// The listener of a node on this host, unless it is told otherwise.
 const ADMIN: &str = "http://127.0.0.1:7480";
 
+/// How long saying goodbye to a proxy may take.
+const GOODBYE: Duration = Duration::from_millis(200);
+
 /// How long a proxy may take to be connected to.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -255,7 +258,8 @@ impl AdminClient {
         if let Place::Proxy(remote) = self.place
             && let Some(client) = remote.client.into_inner()
         {
-            client.shutdown().await;
+            // The goodbye goes out at once; nobody has to wait until the network is quiet.
+            let _ = tokio::time::timeout(GOODBYE, client.shutdown()).await;
         }
     }
 
