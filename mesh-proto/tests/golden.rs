@@ -12,9 +12,9 @@ use std::fmt::Debug;
 use mesh_proto::wire::{
     About, AgentFrame, AgentHello, Answer, Dial, Draining, Ext, FRAME_HEADER_BYTES, Frame,
     FrameHeader, Gossip, GossipKind, GossipMessage, Leaving, Member, MemberHead, MemberState,
-    MemberUpdate, Members, Open, OpenControl, Opened, PeerChanged, PeerFrame, PeerHello, Profile,
-    ProfileId, Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesFrame, RoutesHead,
-    RoutesReaderFrame, Service, Services, TakenForDead,
+    MemberUpdate, Members, Open, OpenAdmin, OpenControl, Opened, PeerChanged, PeerFrame, PeerHello,
+    Profile, ProfileId, Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesFrame,
+    RoutesHead, RoutesReaderFrame, Service, Services, TakenForDead,
 };
 use mesh_proto::{Generation, Reason};
 
@@ -71,6 +71,18 @@ fn open_control() {
     pinned(
         &Open::Control(OpenControl { ext: ext() }),
         &["00000009 0001", EXT],
+    );
+}
+
+#[test]
+fn open_admin() {
+    pinned(
+        &Open::Admin(OpenAdmin { ext: Ext::new() }),
+        &["00000001 0004", "00"],
+    );
+    pinned(
+        &Open::Admin(OpenAdmin { ext: ext() }),
+        &["00000009 0004", EXT],
     );
 }
 

@@ -32,7 +32,7 @@ fn held_bytes<F: Frame>(kinds: &[u16], body: &[u8]) -> u64 {
 
 fn all(body: &[u8]) -> u64 {
     [
-        held_bytes::<Open>(&[1, 2, 3, 5], body),
+        held_bytes::<Open>(&[1, 2, 3, 4, 5], body),
         held_bytes::<Answer>(&[0x0101, 0x0102], body),
         held_bytes::<AgentFrame>(&[0x0201, 0x0202, 0x0203], body),
         held_bytes::<ProxyFrame>(&[0x0301, 0x0302, 0x0303], body),

@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Dial, Draining, EXT_ENTRIES_MAX, Ext, FRAME_HEADER_BYTES,
     Frame, FrameHeader, Gossip, GossipKind, GossipMessage, Leaving, MemberHead, MemberState,
-    MemberUpdate, Open, OpenControl, OpenFind, OpenRoutes, Opened, Profile, ProfileId, Protocol,
-    ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame, RoutesHead,
-    RoutesPosition, RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row, Service, Services,
-    TraceContext,
+    MemberUpdate, Open, OpenAdmin, OpenControl, OpenFind, OpenRoutes, Opened, Profile, ProfileId,
+    Protocol, ProxyFrame, ProxyHello, Refused, Released, RoutesApplied, RoutesDelta, RoutesFrame,
+    RoutesHead, RoutesPosition, RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row, Service,
+    Services, TraceContext,
 };
 use mesh_proto::{
     AgentRef, AllowList, AllowRule, Cluster, Generation, HostName, NodeName, Principal, Reason,
@@ -79,6 +79,7 @@ fn trace() -> impl Strategy<Value = TraceContext> {
 fn open() -> impl Strategy<Value = Open> {
     prop_oneof![
         1 => ext().prop_map(|ext| Open::Control(OpenControl { ext })),
+        1 => ext().prop_map(|ext| Open::Admin(OpenAdmin { ext })),
         4 => (target(), agent(), principal(), 0..=1u8, any::<u64>(), option::of(trace()), ext()).prop_map(
             |(target, agent, principal, hops_left, deadline_ms, trace, ext)| {
                 Open::Dial(Dial { target, agent, principal, hops_left, deadline_ms, trace, ext })

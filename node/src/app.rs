@@ -171,13 +171,17 @@ pub async fn build_with(config: NodeConfig, parts: Parts) -> Result<Bound, Build
     let metrics_addr = listeners.metrics_addr();
     let stop_servers = CancellationToken::new();
     let drain = DrainAsk::new();
+    let api = admin::api(node, drain.clone());
+    if let Role::Proxy(proxy) = &role {
+        proxy.administer_by(api.clone());
+    }
     let mut servers = Tasks::new("admin listener");
     listeners.serve(
         &mut servers,
         &runtimes.admin,
         &registry,
         &readiness,
-        (node, drain.clone()),
+        api,
         &stop_servers,
     );
     Ok(Bound {

@@ -6,9 +6,14 @@ use std::sync::Arc;
 
 use rustls::time_provider::TimeProvider;
 
+use crate::store::Clock;
+
 /// What a node takes for the time of day.
 #[derive(Clone)]
-pub struct WallClock(Arc<dyn TimeProvider>);
+pub struct WallClock {
+    time: Arc<dyn TimeProvider>,
+    is_system: bool,
+}
 
 impl fmt::Debug for WallClock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,24 +25,47 @@ impl WallClock {
     /// The operating system's.
     #[must_use]
     pub fn system() -> Self {
-        Self(certs::system_time())
+        Self {
+            time: certs::system_time(),
+            is_system: true,
+        }
     }
 
     /// A clock of the caller's own.
     #[must_use]
     pub fn of(time: Arc<dyn TimeProvider>) -> Self {
-        Self(time)
+        Self {
+            time,
+            is_system: false,
+        }
     }
 
     /// As rustls wants it.
     #[must_use]
     pub fn provider(&self) -> Arc<dyn TimeProvider> {
-        self.0.clone()
+        self.time.clone()
     }
 
     /// Seconds since 1970-01-01 UTC; 0 when the clock is before that, or there is none.
     #[must_use]
     pub fn unix_seconds(&self) -> u64 {
-        self.0.current_time().map_or(0, |time| time.as_secs())
+        self.time.current_time().map_or(0, |time| time.as_secs())
+    }
+
+    /// Milliseconds since 1970-01-01 UTC. A clock of the caller's own counts in whole seconds.
+    #[must_use]
+    pub fn unix_millis(&self) -> u64 {
+        if self.is_system {
+            Clock::system().now_ms()
+        } else {
+            self.unix_seconds().saturating_mul(1000)
+        }
+    }
+
+    /// The same, as a store wants it.
+    #[must_use]
+    pub fn for_store(&self) -> Clock {
+        let clock = self.clone();
+        Clock::new(move || clock.unix_millis())
     }
 }

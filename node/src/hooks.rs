@@ -9,7 +9,9 @@ use mesh_proto::target::Target;
 use mesh_proto::wire::{Frame, WireError};
 
 use crate::net::BoxFuture;
+use crate::proxy::tunnels::TunnelRunner;
 use crate::quic::frames;
+use crate::store::Store;
 
 /// A dial that somebody asked for.
 #[derive(Debug, Clone)]
@@ -64,6 +66,10 @@ pub struct Hooks {
     pub authorizer: Option<Arc<dyn Authorizer>>,
     /// Hears of connections.
     pub on_connect: Option<OnConnect>,
+    /// Where tunnel resources are kept, instead of what `[store]` says. The proxy does not close it.
+    pub store: Option<Arc<dyn Store>>,
+    /// Keeps connections to other clusters, instead of the proxy itself.
+    pub tunnels: Option<Arc<dyn TunnelRunner>>,
     /// Of all streams but those that carry a dial.
     #[doc(hidden)]
     pub on_frame: Option<OnFrame>,
@@ -74,6 +80,8 @@ impl std::fmt::Debug for Hooks {
         f.debug_struct("Hooks")
             .field("authorizer", &self.authorizer.is_some())
             .field("on_connect", &self.on_connect.is_some())
+            .field("store", &self.store)
+            .field("tunnels", &self.tunnels)
             .field("on_frame", &self.on_frame.is_some())
             .finish()
     }

@@ -22,6 +22,7 @@
 //! | [`user`] | a user's connection to a proxy, kept; local ports that lead to targets |
 //! | [`admin`] | health, metrics and the admin API |
 //! | [`report`] | what the admin API tells |
+//! | [`store`] | where tunnel resources are kept |
 //! | [`cli`] | the verbs of the binary |
 
 pub mod admin;
@@ -39,6 +40,7 @@ pub mod proxy;
 pub mod quic;
 pub mod random;
 pub mod report;
+pub mod store;
 mod tasks;
 pub mod user;
 mod web;

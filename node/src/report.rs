@@ -3,6 +3,8 @@
 //! The fields are a contract for programs: they are added to, never renamed. Durations are in
 //! seconds, with fractions.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// `GET /api/v1/status`
@@ -61,6 +63,12 @@ pub struct ProxyStatus {
     pub streams: i64,
     /// Where users arrive.
     pub ingresses: Vec<String>,
+    /// Where tunnels are kept, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub store: Option<StoreReport>,
+    /// Tunnels by their state, if there is a store.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub tunnels: BTreeMap<String, usize>,
 }
 
 /// What only an agent has.
@@ -178,4 +186,103 @@ pub struct DrainRequest {
 pub struct ApiError {
     /// What was wrong, and what to do.
     pub error: String,
+}
+
+/// `GET /api/v1/tunnels`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tunnels {
+    /// Where they are kept.
+    pub store: StoreReport,
+    /// All of them, as far as they are known, in the order of their clusters' names.
+    pub tunnels: Vec<TunnelReport>,
+}
+
+/// The store of tunnels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreReport {
+    /// Its URL, a password masked.
+    pub url: String,
+    /// Whether what is known is what it holds.
+    pub up_to_date: bool,
+    /// For how long it has not been.
+    pub stale_seconds: Option<f64>,
+    /// Why not.
+    pub error: Option<String>,
+}
+
+/// A tunnel to another cluster.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TunnelReport {
+    /// The cluster at the other end.
+    pub cluster: String,
+    /// Where it is dialled.
+    pub addresses: Vec<String>,
+    /// How many connections all proxies of this cluster keep together; 0: each to every proxy.
+    pub connections: u32,
+    /// Free text by key.
+    pub labels: BTreeMap<String, String>,
+    /// `connecting`, `connected`, `failing`, or `invalid`: what is stored is no tunnel.
+    pub state: String,
+    /// Connections of the proxy that was asked, when it is connected.
+    pub connected: Option<usize>,
+    /// How many there should be.
+    pub wanted: Option<usize>,
+    /// Why it fails, or is invalid.
+    pub why: Option<String>,
+    /// Since when it is stored.
+    pub age_seconds: f64,
+    /// What is left of its life; `None`: it stays.
+    pub left_seconds: Option<f64>,
+    /// The store's revision of it.
+    pub revision: u64,
+}
+
+/// The body of `PUT /api/v1/tunnels/<cluster>`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelRequest {
+    /// Where it is dialled: `host`, `host:port`, `v4:port`, `[v6]:port`.
+    pub addresses: Vec<String>,
+    /// How many connections; 0, the default: each proxy to every proxy.
+    #[serde(default)]
+    pub connections: u64,
+    /// Free text by key.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How long it is to last; without it, it stays.
+    #[serde(default)]
+    pub ttl_seconds: Option<f64>,
+    /// Only if this is its revision; 0: only if there is none yet.
+    #[serde(default)]
+    pub revision: Option<u64>,
+}
+
+/// The answer to a change of a tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TunnelChange {
+    /// The cluster at the other end.
+    pub cluster: String,
+    /// `created`, `changed`, `renewed` (only its times are new) or `deleted`.
+    pub what: String,
+    /// What there was; `None`: nothing, or nothing that was a tunnel.
+    pub before: Option<TunnelForm>,
+    /// What there is.
+    pub after: Option<TunnelForm>,
+}
+
+/// A tunnel as it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TunnelForm {
+    /// Where it is dialled.
+    pub addresses: Vec<String>,
+    /// How many connections; 0: each proxy to every proxy.
+    pub connections: u32,
+    /// Free text by key.
+    pub labels: BTreeMap<String, String>,
+    /// When it was created: milliseconds since 1970.
+    pub created_ms: u64,
+    /// When it ends; `None`: it stays.
+    pub expires_ms: Option<u64>,
+    /// The store's revision of it.
+    pub revision: u64,
 }

@@ -343,7 +343,7 @@ fn variables_and_flags_are_named_in_errors() {
             ("MESH__PROXY__PEERS", "[\"p2:1\", \"p3\"]"),
             ("MESH__", "1"),
             ("MESH__0__X", "1"),
-            ("MESH__STORE__URL", "redb:x"),
+            ("MESH__STORE__URL", "x"),
             ("MESH__QUIC", "5"),
         ]),
         set: pairs(&[
@@ -363,7 +363,7 @@ fn variables_and_flags_are_named_in_errors() {
         "MESH__QUIC: quic: the number 5 does not fit: write a table",
         "MESH__QUIC__STREAMS_MAX: quic.streams_max: the text \"many\" does not fit: write a whole number without quotes",
         "MESH__QUIC__STREM_WINDOW: quic.strem_window: unknown key: did you mean \"stream_window\"?",
-        "MESH__STORE__URL: store: is not supported by this version of node: remove it",
+        "MESH__STORE__URL: store.url: names no store: it begins with neither redb: nor etcd://: write redb:PATH, or etcd://[user[:password]@]host:port,host:port/prefix?ca=FILE",
         "--set quic.mtu_max: the text \"1200\" does not fit: write a whole number without quotes",
         "--set quick: unknown key: did you mean \"quic\"?",
         "--set \"\": is no key: write --set KEY=VALUE, as in --set quic.listen=127.0.0.1:7443",
@@ -537,4 +537,31 @@ fn errors_name_the_line_within_long_lists() {
         errors.starts_with("{dir}/node.toml:9: proxy.peers[1]: \"p3\" is not host:port"),
         "{errors}"
     );
+}
+
+#[test]
+fn a_file_store_is_in_the_state_directory() {
+    let files = Files::new();
+    let with =
+        |text: &str| format!("{PROXY}[proxy]\nstate_dir = \"state\"\n[store]\nurl = {text:?}\n");
+    let url = |text: &str| match files.load(&with(text)).map(|loaded| loaded.config) {
+        Ok(NodeConfig::Proxy(proxy)) => proxy.store.map(|url| files.masked(&url.to_string())),
+        Ok(NodeConfig::Agent(_)) => None,
+        Err(errors) => Some(files.masked(&errors.to_string())),
+    };
+    assert_eq!(url("redb:a/b.redb").unwrap(), "redb:{dir}/state/a/b.redb");
+    assert_eq!(url("redb:/var/b.redb").unwrap(), "redb:/var/b.redb");
+    let etcd = url("etcd://mesh:s3cret@etcd-1,etcd-2:2380/fleet?ca=etcd-ca.pem").unwrap();
+    assert!(!etcd.contains("s3cret"), "{etcd}");
+    if cfg!(feature = "etcd") {
+        assert_eq!(
+            etcd,
+            "etcd://mesh:***@etcd-1:2379,etcd-2:2380/fleet/?ca={dir}/etcd-ca.pem"
+        );
+    } else {
+        assert!(
+            etcd.contains("store.url: this build of node knows no etcd"),
+            "{etcd}"
+        );
+    }
 }

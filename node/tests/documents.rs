@@ -171,6 +171,8 @@ fn metrics_are_told_of() {
     for family in proxy.gather().iter().chain(&agent.gather()) {
         names.insert(family.name().to_owned());
     }
+    // Of proxies with a store.
+    names.extend(node::proxy::tunnels::metric_names().unwrap());
     let documented: BTreeSet<String> = text("docs/OPERATIONS.md")
         .lines()
         .filter_map(|line| line.strip_prefix("| `mesh_"))

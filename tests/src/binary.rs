@@ -48,6 +48,10 @@ fn build() -> Result<PathBuf> {
     if release {
         command.arg("--release");
     }
+    // As tests/run has built it.
+    if cfg!(feature = "etcd") {
+        command.args(["--features", "etcd"]);
+    }
     let target_dir = profile.parent().context("not in a target directory")?;
     let status = command.arg("--target-dir").arg(target_dir).status()?;
     if !status.success() {

@@ -10,6 +10,7 @@
 //! | [`curl`] | curl |
 //! | [`sshd`] | a real sshd, and clients that know it |
 //! | [`services`] | targets for agents: echo, sources, sinks, scripts |
+//! | [`store`] | stores of tunnel resources: in memory, and cut off |
 //! | [`web`] | a target that makes and checks HTTP bodies of any size |
 //! | [`network`] | a network for nodes that counts bytes and breaks connections |
 //! | [`http`] | a plain HTTP/1.1 client and raw requests |
@@ -38,6 +39,7 @@ pub mod scripted;
 pub mod services;
 pub mod sim;
 pub mod sshd;
+pub mod store;
 pub mod web;
 
 /// What tests return: any error fails the test with its chain.

@@ -45,5 +45,5 @@ pub use routes::{
     RoutesReaderFrame, RoutesRows, RoutesSnapshot, Row,
 };
 pub use stream::{
-    Answer, Dial, InvalidTraceContext, Open, OpenControl, Opened, Refused, TraceContext,
+    Answer, Dial, InvalidTraceContext, Open, OpenAdmin, OpenControl, Opened, Refused, TraceContext,
 };

@@ -18,7 +18,7 @@ use crate::text::quote;
 const OPEN_CONTROL: u16 = 0x0001;
 const OPEN_DIAL: u16 = 0x0002;
 const OPEN_ROUTES: u16 = 0x0003;
-// 0x0004 is left for administration.
+const OPEN_ADMIN: u16 = 0x0004;
 const OPEN_FIND: u16 = 0x0005;
 const OPENED: u16 = 0x0101;
 const REFUSED: u16 = 0x0102;
@@ -34,11 +34,21 @@ pub enum Open {
     Routes(OpenRoutes),
     /// Between proxies: whether the other one holds an agent, now.
     Find(OpenFind),
+    /// From a user to a proxy: HTTP/1.1 follows the answer, the admin API.
+    Admin(OpenAdmin),
 }
 
 /// Opens the control stream of a connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenControl {
+    /// Entries of later versions.
+    #[serde(with = "codec::ext")]
+    pub ext: Ext,
+}
+
+/// Asks for the admin API of a proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenAdmin {
     /// Entries of later versions.
     #[serde(with = "codec::ext")]
     pub ext: Ext,
@@ -77,6 +87,7 @@ impl Frame for Open {
             Self::Dial(body) => codec::encode_frame::<Self>(OPEN_DIAL, body, out),
             Self::Routes(body) => codec::encode_frame::<Self>(OPEN_ROUTES, body, out),
             Self::Find(body) => codec::encode_frame::<Self>(OPEN_FIND, body, out),
+            Self::Admin(body) => codec::encode_frame::<Self>(OPEN_ADMIN, body, out),
         }
     }
 
@@ -93,6 +104,9 @@ impl Frame for Open {
             }
             OPEN_FIND => {
                 codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Find(body)))
+            }
+            OPEN_ADMIN => {
+                codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Admin(body)))
             }
             _ => codec::unknown(header, body),
         }

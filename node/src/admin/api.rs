@@ -7,13 +7,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, post, put};
+use axum::{Extension, middleware};
+use mesh_proto::grant::May;
 use mesh_proto::name::NodeName;
 
 use super::drain::{DrainAsk, NotNow};
+use super::{rights, tunnels};
+use crate::proxy::Caller;
 use crate::report::{ApiError, DrainRequest};
 use crate::{agent, proxy};
 
@@ -29,33 +33,51 @@ pub(crate) enum Node {
     Agent(agent::Observer),
 }
 
+/// The largest body of a request, in bytes: some more than the largest tunnel.
+const BODY_BYTES_MAX: usize = 256 << 10;
+
 #[derive(Debug)]
-struct Api {
-    node: Node,
+pub(super) struct Api {
+    pub(super) node: Node,
     drain: DrainAsk,
 }
 
 /// The routes of the API.
-pub(super) fn routes(node: Node, drain: DrainAsk) -> Router {
+///
+/// Each says what its callers need to be allowed to do.
+pub(crate) fn routes(node: Node, drain: DrainAsk) -> Router {
+    let api = Arc::new(Api { node, drain });
+    let needs = |may| middleware::from_fn_with_state((api.clone(), may), rights::check);
+    let read = || needs(May::Read);
     Router::new()
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/peers", get(peers))
-        .route("/api/v1/routes/{agent}", get(route))
+        .route("/api/v1/status", get(status).route_layer(read()))
+        .route("/api/v1/peers", get(peers).route_layer(read()))
+        .route("/api/v1/routes/{agent}", get(route).route_layer(read()))
+        .route("/api/v1/tunnels", get(tunnels::list).route_layer(read()))
+        .route(
+            "/api/v1/tunnels/{cluster}",
+            put(tunnels::upsert)
+                .delete(tunnels::delete)
+                .route_layer(needs(May::Tunnel)),
+        )
         .route(
             "/api/v1/drain",
-            axum::routing::post(begin_drain).delete(cancel_drain),
+            post(begin_drain)
+                .delete(cancel_drain)
+                .route_layer(needs(May::Admin)),
         )
-        .with_state(Arc::new(Api { node, drain }))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
 }
 
-fn refused(status: StatusCode, error: impl Into<String>) -> Response {
+pub(super) fn refused(status: StatusCode, error: impl Into<String>) -> Response {
     let error = ApiError {
         error: error.into(),
     };
     (status, Json(error)).into_response()
 }
 
-fn not_a_proxy() -> Response {
+pub(super) fn not_a_proxy() -> Response {
     refused(StatusCode::NOT_FOUND, "this node is an agent: ask a proxy")
 }
 
@@ -67,7 +89,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
 }
 
 impl Api {
-    fn proxy(&self) -> Option<&proxy::Observer> {
+    pub(super) fn proxy(&self) -> Option<&proxy::Observer> {
         match &self.node {
             Node::Proxy(proxy) => Some(proxy),
             Node::Agent(_) => None,
@@ -94,6 +116,7 @@ async fn route(State(api): State<Arc<Api>>, Path(agent): Path<String>) -> Respon
 
 async fn begin_drain(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     request: Result<Json<DrainRequest>, JsonRejection>,
 ) -> Response {
     let request = match request {
@@ -111,14 +134,23 @@ async fn begin_drain(
         }
     };
     match api.drain.ask(deadline) {
-        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Ok(()) => {
+            tracing::info!(target: "audit", who = %caller, ?deadline, "a drain was asked for");
+            StatusCode::ACCEPTED.into_response()
+        }
         Err(NotNow) => refused(StatusCode::CONFLICT, "the node drains already"),
     }
 }
 
-async fn cancel_drain(State(api): State<Arc<Api>>) -> Response {
+async fn cancel_drain(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+) -> Response {
     match api.drain.cancel() {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) => {
+            tracing::info!(target: "audit", who = %caller, "a drain was taken back");
+            StatusCode::NO_CONTENT.into_response()
+        }
         Err(NotNow) => refused(
             StatusCode::CONFLICT,
             "there is no drain that can be cancelled: it can during proxy.drain_notice, when it was asked for by `node drain`",

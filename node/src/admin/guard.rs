@@ -14,6 +14,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 
 use crate::config::{IngressAuth, TokenTable};
+use crate::proxy::Caller;
 use crate::web;
 
 /// The checks of one listener.
@@ -36,31 +37,40 @@ impl Guard {
 
     /// Puts the checks before `routes`.
     pub(super) fn protect(self, routes: Router) -> Router {
-        routes.layer(middleware::from_fn(move |request: Request, next: Next| {
-            let refusal = self.refusal(request.headers());
-            async move {
-                match refusal {
-                    Some(refusal) => refusal,
-                    None => next.run(request).await,
+        routes.layer(middleware::from_fn(
+            move |mut request: Request, next: Next| {
+                let judged = self.judge(request.headers());
+                async move {
+                    match judged {
+                        Ok(caller) => {
+                            request.extensions_mut().insert(caller);
+                            next.run(request).await
+                        }
+                        Err(refusal) => *refusal,
+                    }
                 }
-            }
-        }))
+            },
+        ))
     }
 
-    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
+    /// Who it is, or why not.
+    fn judge(&self, headers: &HeaderMap) -> Result<Caller, Box<Response>> {
         if self.loopback_names_only && !web::is_same_site(headers, web::is_loopback_name) {
             let why = "the Host and Origin of a request to this listener must be loopback names, such as localhost\n";
-            return Some((StatusCode::FORBIDDEN, why).into_response());
+            return Err(Box::new((StatusCode::FORBIDDEN, why).into_response()));
         }
-        let tokens = self.tokens.as_ref()?;
-        let known =
-            web::presented_token(headers).is_some_and(|token| tokens.matches(token).is_some());
-        if known {
-            return None;
+        let Some(tokens) = &self.tokens else {
+            return Ok(Caller::Operator("admin listener".to_owned()));
+        };
+        let name = web::presented_token(headers).and_then(|token| tokens.matches(token));
+        if let Some(name) = name {
+            return Ok(Caller::Operator(format!("token:{name}")));
         }
         let why = "this listener needs a token of admin.auth.tokens_file: send it as `Authorization: Bearer`\n";
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"mesh\"")];
-        Some((StatusCode::UNAUTHORIZED, challenge, why).into_response())
+        Err(Box::new(
+            (StatusCode::UNAUTHORIZED, challenge, why).into_response(),
+        ))
     }
 }
 
@@ -90,7 +100,8 @@ mod tests {
                 headers.insert(header::ORIGIN, origin.parse().unwrap());
             }
             let refusal = guard
-                .refusal(&headers)
+                .judge(&headers)
+                .err()
                 .map(|response| response.status().as_u16());
             assert_eq!(refusal, status, "{host} {origin:?}");
         }
@@ -112,7 +123,8 @@ mod tests {
             if let Some(header) = header {
                 headers.insert(header::AUTHORIZATION, header.parse().unwrap());
             }
-            assert_eq!(guard.refusal(&headers).is_none(), allowed, "{header:?}");
+            let who = guard.judge(&headers).map(|caller| caller.to_string()).ok();
+            assert_eq!(who, allowed.then(|| "token:ci".to_owned()), "{header:?}");
         }
     }
 }

@@ -4,6 +4,8 @@
 mod api;
 mod drain;
 mod guard;
+mod rights;
+mod tunnels;
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,21 +13,21 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::api::Node;
+pub(crate) use self::api::{Node, routes as api};
 pub use self::drain::{DrainAsk, NotNow};
 use self::guard::Guard;
 use crate::config::{AdminListen, CommonConfig};
-use crate::proxy::Phase;
+use crate::proxy::{Caller, Phase};
 use crate::tasks::Tasks;
 
 /// How long a request that is being answered may go on when the node has ended.
@@ -178,12 +180,11 @@ impl Listeners {
         runtime: &Handle,
         registry: &Registry,
         readiness: &Readiness,
-        api: (Node, DrainAsk),
+        api: Router,
         stop: &CancellationToken,
     ) {
         let routes = routes(registry, readiness);
-        let (node, drain) = api;
-        let all = routes.clone().merge(api::routes(node, drain));
+        let all = routes.clone().merge(api);
         if let Some((listener, _)) = self.metrics {
             let server = axum::serve(listener, routes)
                 .with_graceful_shutdown(stop.clone().cancelled_owned());
@@ -196,7 +197,9 @@ impl Listeners {
                 tasks.spawn_on(async move { report("admin", server.await) }, runtime);
             }
             Some(AdminListener::Unix(listener, file)) => {
-                let server = axum::serve(listener, all)
+                // Whoever may open the socket's file.
+                let caller = Caller::Operator("admin socket".to_owned());
+                let server = axum::serve(listener, all.layer(Extension(caller)))
                     .with_graceful_shutdown(stop.clone().cancelled_owned());
                 let served = async move {
                     report("admin", server.await);

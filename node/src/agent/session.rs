@@ -242,7 +242,7 @@ async fn serve_stream(shared: Arc<Shared>, rtt: Duration, send: SendStream, mut 
             Reason::Unsupported,
             "an agent has a control stream with its proxy already",
         )),
-        Ok(Ok(Open::Routes(_) | Open::Find(_))) => Err(Refused::new(
+        Ok(Ok(Open::Routes(_) | Open::Find(_) | Open::Admin(_))) => Err(Refused::new(
             Reason::Unsupported,
             "an agent has no routes: proxies tell them to each other",
         )),

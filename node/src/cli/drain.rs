@@ -6,7 +6,7 @@ use clap::Args;
 use http::Method;
 
 use super::CliError;
-use super::client::{AdminArgs, AdminClient, ClientError};
+use super::client::{self, AdminArgs, ClientError};
 use crate::report::{DrainRequest, Status};
 
 /// How often `--wait` looks whether the node is still there.
@@ -33,8 +33,13 @@ pub struct DrainArgs {
 /// # Errors
 /// When the node does not answer, or refuses.
 pub fn run(args: &DrainArgs) -> Result<(), CliError> {
-    let client = AdminClient::new(&args.admin)?;
-    super::run::block_on(async {
+    client::ask(&args.admin, async |client| {
+        if !client.is_one() {
+            return Err(CliError::Usage(
+                "--proxy names several proxies, and it would be chance which one drains: name one"
+                    .into(),
+            ));
+        }
         if args.cancel {
             client
                 .request(Method::DELETE, "/api/v1/drain", None)

@@ -3,21 +3,21 @@
 mod output;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::{Credentials, Kind};
 use clap::Args;
 
 use self::output::Output;
 use super::CliError;
+use super::identity::{identity, proxies};
 use super::run::{Signals, single_threaded};
 use crate::clock::WallClock;
 use crate::net::{Network, SystemNetwork};
 use crate::random::Random;
 use crate::user::forward::Forwarder;
-use crate::user::spec::{self, ForwardSpec, Local};
+use crate::user::spec::{ForwardSpec, Local};
 use crate::user::{StartError, UserClient, UserConfig, UserParts};
 
 /// How long connections may go on after the first signal.
@@ -25,9 +25,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Forwards of one command.
 const FORWARDS_MAX: usize = 64;
-
-/// Proxies of one command.
-const PROXIES_MAX: usize = 16;
 
 /// Arguments of `node forward`.
 #[derive(Debug, Args)]
@@ -75,7 +72,10 @@ pub fn run(args: &ForwardArgs) -> Result<(), CliError> {
         ));
     }
     let forwards = forwards(&args.forwards)?;
-    let config = UserConfig::new(identity(args.identity.as_deref())?, proxies(&args.proxy)?);
+    let config = UserConfig::new(
+        identity(args.identity.as_deref(), "forward")?,
+        proxies(&args.proxy)?,
+    );
     let runtime = single_threaded()
         .map_err(|error| CliError::Failed(format!("cannot start a thread: {error}")))?;
     let output = Output::start(args.json)?;
@@ -184,55 +184,4 @@ fn forwards(texts: &[String]) -> Result<Vec<ForwardSpec>, CliError> {
     } else {
         Err(CliError::Usage(errors.join("\nerror: ")))
     }
-}
-
-fn proxies(texts: &[String]) -> Result<Vec<String>, CliError> {
-    let texts: Vec<&str> = texts
-        .iter()
-        .map(|text| text.trim())
-        .filter(|text| !text.is_empty())
-        .collect();
-    if texts.is_empty() {
-        return Err(CliError::Usage(
-            "no proxy is named: write --proxy HOST[:PORT], or set MESH_PROXY".into(),
-        ));
-    }
-    if texts.len() > PROXIES_MAX {
-        return Err(CliError::Usage(format!(
-            "--proxy names more than {PROXIES_MAX} proxies: a DNS name may stand for several"
-        )));
-    }
-    texts
-        .into_iter()
-        .map(|text| {
-            spec::proxy_address(text).map_err(|error| CliError::Usage(format!("--proxy {error}")))
-        })
-        .collect()
-}
-
-fn identity(cert: Option<&Path>) -> Result<Arc<Credentials>, CliError> {
-    let cert = cert.filter(|path| !path.as_os_str().is_empty()).ok_or_else(|| {
-        CliError::Usage(
-            "no identity is named: write --identity alice.pem, or set MESH_IDENTITY; `node certs issue user alice` makes one".into(),
-        )
-    })?;
-    if cert.extension().is_some_and(|extension| extension == "key") {
-        return Err(CliError::Usage(format!(
-            "--identity {}: name the certificate, {}; its key is found beside it",
-            cert.display(),
-            cert.with_extension("pem").display()
-        )));
-    }
-    let key = cert.with_extension("key");
-    let ca = cert.with_file_name("ca.pem");
-    let credentials = Credentials::load(&ca, cert, &key)
-        .map_err(|error| CliError::Usage(format!("--identity: {error}")))?;
-    let who = credentials.identity();
-    if who.kind != Kind::User {
-        return Err(CliError::Usage(format!(
-            "--identity {}: this certificate is {who}, and `forward` takes a user's: issue one with `node certs issue user NAME`",
-            cert.display()
-        )));
-    }
-    Ok(Arc::new(credentials))
 }

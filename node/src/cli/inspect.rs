@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::CliError;
-use super::client::{AdminArgs, AdminClient};
+use super::client::{self, AdminArgs};
 use super::table::{millis, span, table};
 use crate::report::{Peer, Route, Status};
 
@@ -100,14 +100,13 @@ pub fn routes(args: &RoutesArgs) -> Result<(), CliError> {
 }
 
 /// Asks once, or again and again, and prints.
-fn show<T: DeserializeOwned + Serialize>(
+pub(super) fn show<T: DeserializeOwned + Serialize>(
     admin: &AdminArgs,
     output: &OutputArgs,
     path: &str,
     mut text: impl FnMut(&T) -> String,
 ) -> Result<(), CliError> {
-    let client = AdminClient::new(admin)?;
-    super::run::block_on(async {
+    client::ask(admin, async |client| {
         loop {
             let answer = client.get::<T>(path).await;
             let printed = match &answer {
@@ -182,6 +181,19 @@ fn status_text(status: &Status) -> String {
         );
         for ingress in &proxy.ingresses {
             let _ = writeln!(text, "users on {ingress}");
+        }
+        if let Some(store) = &proxy.store {
+            let counted: Vec<String> = proxy
+                .tunnels
+                .iter()
+                .filter(|(_, count)| **count > 0)
+                .map(|(state, count)| format!("{count} {state}"))
+                .collect();
+            let counted = match counted.is_empty() {
+                true => "none".to_owned(),
+                false => counted.join(", "),
+            };
+            let _ = writeln!(text, "tunnels: {counted}, kept in {}", store.url);
         }
     }
     if let Some(agent) = &status.agent {

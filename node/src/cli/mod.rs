@@ -6,9 +6,11 @@ pub mod config;
 pub mod demo;
 pub mod drain;
 pub mod forward;
+mod identity;
 pub mod inspect;
 pub mod run;
 mod table;
+pub mod tunnel;
 
 use std::process::ExitCode;
 
@@ -67,6 +69,8 @@ enum Verb {
     Routes(inspect::RoutesArgs),
     /// Let a running node leave in order, as SIGTERM does.
     Drain(drain::DrainArgs),
+    /// Tunnels to other clusters: list, store and remove them.
+    Tunnel(tunnel::TunnelArgs),
     /// Local ports that lead to targets of agents, with a user's identity.
     Forward(forward::ForwardArgs),
 }
@@ -84,6 +88,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Some(Verb::Peers(args)) => inspect::peers(&args),
         Some(Verb::Routes(args)) => inspect::routes(&args),
         Some(Verb::Drain(args)) => drain::run(&args),
+        Some(Verb::Tunnel(args)) => tunnel::run(&args),
         Some(Verb::Forward(args)) => forward::run(&args),
         None => run::run(&cli.run),
     }

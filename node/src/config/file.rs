@@ -194,6 +194,7 @@ table!(
         service: Vec<ServiceShape>,
         ingress: Vec<IngressShape>,
         grant: Vec<GrantShape>,
+        store: StoreShape,
         log: LogShape,
         metrics: MetricsShape,
         admin: AdminShape,
@@ -306,6 +307,13 @@ table!(
         may: Texts,
         agents: Texts,
         targets: Texts,
+    }
+);
+
+table!(
+    /// `[store]`
+    StoreShape {
+        url: Text,
     }
 );
 

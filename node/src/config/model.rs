@@ -17,6 +17,7 @@ use mesh_proto::target::Target;
 use mesh_proto::wire::Protocol;
 
 use super::secret::TokenTable;
+use crate::store::StoreUrl;
 
 /// A node's whole configuration, by role.
 #[derive(Debug, Clone)]
@@ -105,6 +106,8 @@ pub struct ProxyConfig {
     pub ingresses: Vec<IngressConfig>,
     /// Who may do what, beside the defaults of [`mesh_proto::grant`].
     pub grants: Vec<Grant>,
+    /// Where tunnel resources are kept; without it there are none.
+    pub store: Option<StoreUrl>,
 }
 
 impl ProxyConfig {
@@ -125,6 +128,7 @@ impl ProxyConfig {
             state_dir: None,
             ingresses: Vec::new(),
             grants: Vec::new(),
+            store: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use mesh_proto::grant::Grant;
 use super::file::{
     AdminAuthShape, AdminShape, AgentShape, GrantShape, IngressAuthShape, IngressShape,
     IngressTlsShape, LogShape, MetricsShape, Number, ProxyShape, QuicShape, ServiceShape, Shape,
-    Size, Switch, Text, Texts, Time, TlsShape,
+    Size, StoreShape, Switch, Text, Texts, Time, TlsShape,
 };
 use super::load::{Origins, Role};
 use super::model::{
@@ -15,6 +15,7 @@ use super::model::{
     LogFormat, NodeConfig, ProxyConfig, QuicConfig,
 };
 use super::units::{format_duration, format_size};
+use crate::store::StoreUrl;
 
 /// What `config` says, as a file. Secrets are not in the model as paths, so that `written`, what
 /// the layers said, gives these.
@@ -35,6 +36,10 @@ pub(super) fn effective(config: &NodeConfig, written: &Shape, origins: &Origins)
                     .collect(),
             );
             shape.grant = Some(proxy.grants.iter().map(grant_shape).collect());
+            // A password in it is masked.
+            shape.store = proxy.store.as_ref().map(|url| StoreShape {
+                url: text(&absolute(url)),
+            });
         }
         NodeConfig::Agent(agent) => {
             shape.role = text(&Role::Agent);
@@ -222,6 +227,16 @@ impl Paths<'_> {
         let path = self.origins.resolve(key, &written?.0);
         let path = std::path::absolute(&path).unwrap_or(path);
         Some(Text(Path::display(&path).to_string()))
+    }
+}
+
+/// A store, so that it is found from anywhere.
+fn absolute(url: &StoreUrl) -> StoreUrl {
+    match url {
+        StoreUrl::Redb(path) => {
+            StoreUrl::Redb(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+        }
+        StoreUrl::Etcd(url) => StoreUrl::Etcd(url.clone()),
     }
 }
 

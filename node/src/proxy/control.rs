@@ -149,7 +149,9 @@ async fn greet(
     let (mut send, mut recv, mut reader) = (send, recv, FrameReader::default());
     match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) | Open::Routes(_) | Open::Find(_) => return Err(HelloError::NotControl),
+        Open::Dial(_) | Open::Routes(_) | Open::Find(_) | Open::Admin(_) => {
+            return Err(HelloError::NotControl);
+        }
     }
     let AgentFrame::Hello(AgentHello {
         instance,

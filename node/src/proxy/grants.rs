@@ -61,7 +61,7 @@ pub(super) async fn serve_agent(
             Open::Dial(dial) => {
                 inbound.dial(&shared, dial, principal, Reach::Mesh).await;
             }
-            Open::Control(_) | Open::Routes(_) | Open::Find(_) => {
+            Open::Control(_) | Open::Routes(_) | Open::Find(_) | Open::Admin(_) => {
                 let what = "beside its one control stream, an agent may dial, and nothing else";
                 inbound
                     .refuse(Refused::new(Reason::Unsupported, what))

@@ -1,6 +1,7 @@
 //! The proxy: agents connect to it, users arrive at it, and it brings them together.
 
 mod accept;
+mod administer;
 mod control;
 mod grants;
 mod inbound;
@@ -15,6 +16,7 @@ mod routing;
 pub mod session;
 mod silence;
 mod spread;
+pub mod tunnels;
 mod users;
 
 use std::collections::BTreeSet;
@@ -36,6 +38,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::accept::Admission;
+pub(crate) use self::administer::Caller;
 use self::mesh::Mesh;
 use self::metrics::ProxyMetrics;
 use self::peers::links::Links;
@@ -43,6 +46,7 @@ pub(crate) use self::report::Observer;
 use self::router::{DialError, DialRequest, Misses, Reach};
 use self::routing::Routing;
 use self::session::{Session, Sessions};
+use self::tunnels::Resources;
 use crate::clock::WallClock;
 use crate::config::ProxyConfig;
 use crate::hooks::Hooks;
@@ -54,6 +58,7 @@ use crate::quic::keys::{self, EndpointKeys, EndpointState, StateError};
 use crate::quic::stall::StallBudget;
 use crate::random::Random;
 use crate::report::{Peer, Route, Status};
+use crate::store::{self, StoreError};
 use crate::tasks::Tasks;
 
 /// How long closing connections may tell the other side before the sockets go.
@@ -92,6 +97,10 @@ pub(crate) struct Shared {
     links: Links,
     routing: Arc<Routing>,
     misses: Misses,
+    /// Where there is a store.
+    tunnels: Option<Arc<Resources>>,
+    /// What users are served who administer; from the time that the node has one.
+    administration: administer::Administration,
     pub(crate) node_metrics: NodeMetrics,
     pub(crate) metrics: ProxyMetrics,
     pub(crate) budget: Arc<StallBudget>,
@@ -170,6 +179,9 @@ pub enum StartError {
     /// What it would tell of itself.
     #[error("quic.advertise and quic.peer_advertise are more than gossip can carry: {0}")]
     Profile(#[from] ProfileError),
+    /// The store of tunnel resources.
+    #[error("store.url: {0}")]
+    Store(#[from] StoreError),
     /// The metrics.
     #[error("cannot register metrics: {0}; does the registry hold another node's?")]
     Metrics(#[from] MetricsError),
@@ -268,6 +280,7 @@ impl Proxy {
             .with_label_values(&["node"])
             .set(config.common.credentials.not_after());
         let metrics = ProxyMetrics::new(&parts.registry)?;
+        let tunnels = tunnels(&config, &parts).await?;
         let quic = &config.common.quic;
         let shared = Arc::new(Shared {
             mesh: Mesh::new(
@@ -287,6 +300,8 @@ impl Proxy {
             links: Links::new(config.common.name.clone()),
             routing: Arc::new(Routing::new(state.epoch)),
             misses: Misses::new(),
+            tunnels,
+            administration: administer::Administration::default(),
             epoch: state.epoch,
             _state_lock: state.lock,
             random: parts.random.clone(),
@@ -367,6 +382,10 @@ impl Proxy {
         }
         let mut background = Tasks::new("background work of a proxy");
         background.spawn_on(shared.budget.clone().keep(), &first);
+        if let Some(resources) = &shared.tunnels {
+            let watch = tunnels::run(resources.clone(), parts.random.generator());
+            background.spawn_on(watch, &first);
+        }
         if let Some(endpoint) = endpoints.first() {
             background.spawn_on(peers::run(shared.clone(), endpoint.clone()), &first);
             background.spawn_on(mesh::run(shared.clone()), &first);
@@ -454,9 +473,21 @@ impl Proxy {
         self.observer().route(agent)
     }
 
+    /// Tunnels to other clusters, as `node tunnel ls` tells; `None` without a store.
+    #[must_use]
+    pub fn tunnels(&self) -> Option<crate::report::Tunnels> {
+        let resources = self.shared.tunnels.as_ref()?;
+        Some(resources.report())
+    }
+
     /// What the admin API tells of the proxy.
     pub(crate) fn observer(&self) -> Observer {
         Observer::new(self.shared.clone(), self.ingress_addrs.clone())
+    }
+
+    /// Serves users who administer by this, with who asks among the extensions of each request.
+    pub(crate) fn administer_by(&self, routes: axum::Router) {
+        self.shared.administration.serve(routes);
     }
 
     /// The next drain has this deadline instead of the config's.
@@ -543,6 +574,10 @@ impl Proxy {
             let _ = tokio::time::timeout(CLOSE_GRACE, endpoint.wait_idle()).await;
         }
         self.background.shutdown(Duration::ZERO).await;
+        self.shared.administration.withdraw();
+        if let Some(resources) = &self.shared.tunnels {
+            resources.close().await;
+        }
         tracing::info!(streams_cut, "drained");
         DrainReport { streams_cut }
     }
@@ -550,11 +585,36 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        self.shared.administration.withdraw();
         self.shared.cut.cancel();
         for endpoint in &self.endpoints {
             endpoint.close(CloseCode::Done.code().into(), b"the proxy was dropped");
         }
     }
+}
+
+/// What the store holds, where there is one.
+async fn tunnels(
+    config: &ProxyConfig,
+    parts: &ProxyParts,
+) -> Result<Option<Arc<Resources>>, StartError> {
+    let (store, place) = match (&parts.hooks.store, &config.store) {
+        (Some(store), _) => (store.clone(), None),
+        (None, Some(url)) => {
+            let store = store::open(url, parts.clock.for_store()).await?;
+            (store, Some(url.to_string()))
+        }
+        (None, None) => return Ok(None),
+    };
+    let resources = Resources::new(
+        store,
+        place,
+        config.common.cluster.clone(),
+        parts.clock.clone(),
+        parts.hooks.tunnels.clone(),
+        &parts.registry,
+    )?;
+    Ok(Some(resources))
 }
 
 /// Where agents are told to dial this proxy: as the config says, or where it listens, if that is an

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_proto::grant::May;
 use mesh_proto::membership::Known;
 use mesh_proto::name::NodeName;
+use mesh_proto::principal::Principal;
 use mesh_proto::wire::MemberState;
 
 use super::mesh::{is_active, state_name};
 use super::peers::links::Link;
 use super::router;
 use super::session::Session;
+use super::tunnels::Resources;
 use super::{Phase, Shared};
 use crate::report::{
     Holder, Peer, PeerConnection, Problem, ProxyStatus, Route, SessionReport, Status,
@@ -67,6 +70,15 @@ impl Observer {
                     .count(),
                 streams: shared.node_metrics.streams_open(),
                 ingresses: self.ingress_addrs.iter().map(ToString::to_string).collect(),
+                store: shared
+                    .tunnels
+                    .as_ref()
+                    .map(|tunnels| tunnels.store_report()),
+                tunnels: shared
+                    .tunnels
+                    .as_ref()
+                    .map(|tunnels| tunnels.by_state())
+                    .unwrap_or_default(),
             }),
             agent: None,
         }
@@ -123,6 +135,11 @@ impl Observer {
                 | MemberState::Other(_) => {}
             }
         }
+        if let Some(tunnels) = &shared.tunnels {
+            for found in tunnels.problems() {
+                problem(found.what, found.remedy);
+            }
+        }
         for (agent, instances) in self.clones() {
             problem(
                 format!("{instances} live processes call themselves agent {agent}"),
@@ -130,6 +147,16 @@ impl Observer {
             );
         }
         problems
+    }
+
+    /// The tunnel resources, where there is a store.
+    pub(crate) fn tunnels(&self) -> Option<&Arc<Resources>> {
+        self.shared.tunnels.as_ref()
+    }
+
+    /// Whether the policy lets a principal do this.
+    pub(crate) fn may(&self, principal: &Principal, may: May) -> bool {
+        self.shared.policy.may(principal, may)
     }
 
     /// Agents of this proxy of whose name more than one process has been connected for a while, here

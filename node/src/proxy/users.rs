@@ -11,6 +11,7 @@ use mesh_proto::wire::{Draining, Open, ProxyFrame, Refused};
 use quinn::Connection;
 use tokio::time::Instant;
 
+use super::administer;
 use super::inbound::Inbound;
 use super::router::Reach;
 use super::{Phase, Shared};
@@ -70,9 +71,10 @@ async fn serve_stream(shared: Arc<Shared>, user: &User, inbound: Inbound) {
             let principal = Principal::User(user.name.clone());
             inbound.dial(&shared, dial, principal, Reach::Mesh).await;
         }
+        Open::Admin(_) => administer::serve(&shared, &user.name, inbound).await,
         Open::Control(_) => control(&shared, user, inbound).await,
         Open::Routes(_) | Open::Find(_) => {
-            let what = "a user may dial, and nothing else";
+            let what = "a user may dial and administer, and nothing else";
             inbound
                 .refuse(Refused::new(Reason::Unsupported, what))
                 .await;

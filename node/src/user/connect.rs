@@ -183,7 +183,7 @@ pub(super) async fn attempt(
         let connection = connecting
             .await
             .map_err(|error| ConnectError::of(shared, error))?;
-        match accepted(&connection).await {
+        match accepted(&connection, config.takes_leaving).await {
             Ok(control) => Ok((connection, control)),
             // The proxy judges our certificate after the handshake is over for this side: the
             // connection's own end says more than the stream's.
@@ -228,7 +228,7 @@ pub(super) async fn attempt(
 /// Waits for a sign that the proxy has accepted this user's certificate. There is no hello for
 /// users; a proxy answers a control stream all the same, an older one with the refusal that it does
 /// not support it, and it answers nobody whom it did not accept.
-async fn accepted(connection: &Connection) -> Result<Control, ConnectError> {
+async fn accepted(connection: &Connection, takes_leaving: bool) -> Result<Control, ConnectError> {
     let protocol = |error: &dyn std::fmt::Display| ConnectError::Protocol(error.to_string());
     let (mut send, mut recv) = connection
         .open_bi()
@@ -244,6 +244,10 @@ async fn accepted(connection: &Connection) -> Result<Control, ConnectError> {
         .await
         .map_err(|error| protocol(&error))?;
     match answer {
+        Answer::Refused(Refused {
+            reason: Reason::Draining,
+            ..
+        }) if takes_leaving => Ok(Control::new(send, recv, reader, false)),
         Answer::Refused(Refused {
             reason: reason @ (Reason::Draining | Reason::Overloaded),
             message,

@@ -148,7 +148,7 @@ pub(super) async fn dial(
 }
 
 /// Waits for a connection, but not the one that was asked before.
-async fn connection(shared: &Shared, asked: Option<u64>) -> Result<Use, DialError> {
+pub(super) async fn connection(shared: &Shared, asked: Option<u64>) -> Result<Use, DialError> {
     let mut state = shared.state.subscribe();
     let wanted = |state: &State| match state {
         State::Connecting => false,

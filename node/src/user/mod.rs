@@ -9,12 +9,14 @@
 //! | `keep.rs` | keeps one connection: moves on loss, draining and silence |
 //! | `held.rs` | a connection, and how many streams use it |
 //! | `dial.rs`, `early.rs` | a stream to a target, and the bytes that do not wait for its answer |
+//! | `administer.rs` | a stream to the proxy's admin API |
 //! | `event.rs` | what the application is told |
 //! | `spec.rs` | how a forward and a proxy's address are written |
 //! | `forward.rs`, `refusals.rs` | local ports that lead to targets |
 //!
 //! A connection that is left goes on carrying the streams that it has; what is new takes the next one.
 
+mod administer;
 mod candidates;
 mod connect;
 mod dial;
@@ -36,6 +38,7 @@ use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::administer::AdminStream;
 pub use self::connect::{ConnectError, ConnectErrorKind};
 pub use self::dial::{DialError, Request};
 pub use self::event::{Event, Failure, OnEvent, Why};
@@ -66,6 +69,8 @@ pub struct UserConfig {
     pub dial_deadline: Duration,
     /// The longest that a dial waits for a connection to a proxy.
     pub wait_max: Duration,
+    /// Whether a proxy that is about to leave will do: for whom it is the proxy itself that counts.
+    pub takes_leaving: bool,
 }
 
 impl UserConfig {
@@ -78,6 +83,7 @@ impl UserConfig {
             quic: QuicConfig::default(),
             dial_deadline: Duration::from_secs(10),
             wait_max: Duration::from_secs(15),
+            takes_leaving: false,
         }
     }
 }
@@ -324,6 +330,15 @@ impl UserDialer {
         socket: Option<&mut dyn crate::net::Socket>,
     ) -> Result<crate::quic::TunnelStream, DialError> {
         dial::dial(&self.0, request, socket).await
+    }
+
+    /// Connects a stream to the admin API of the proxy: HTTP/1.1, one request. Also says which proxy
+    /// it is.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn administer(&self) -> Result<(mesh_proto::name::NodeName, AdminStream), DialError> {
+        administer::administer(&self.0).await
     }
 
     fn tell(&self, event: &Event) {

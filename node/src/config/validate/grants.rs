@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use mesh_proto::grant::{Grant, InvalidPattern, May};
+use mesh_proto::grant::{Grant, InvalidPattern, May, WhoPattern};
 
 use super::checker::Checker;
 use crate::config::file::{GrantShape, Texts};
@@ -51,6 +51,9 @@ fn grant(check: &mut Checker<'_>, index: usize, entry: &GrantShape) -> Option<Gr
         }
     };
     let may = may(check, &key("may"), entry.may.as_ref());
+    if let (Some(who), Some(may)) = (&who, &may) {
+        check_used(check, &key("who"), who, may);
+    }
     let agents = narrowed(
         check,
         &key("agents"),
@@ -75,6 +78,22 @@ fn grant(check: &mut Checker<'_>, index: usize, entry: &GrantShape) -> Option<Gr
     })
 }
 
+/// All rights but that to dial are for users alone: nobody else can ask for what they allow.
+fn check_used(check: &mut Checker<'_>, key: &str, who: &[WhoPattern], may: &BTreeSet<May>) {
+    let rights = may.iter().filter(|may| **may != May::Dial);
+    let rights: Vec<String> = rights.map(|may| format!("\"{may}\"")).collect();
+    let has_user = who.iter().any(|who| who.kind() == "user");
+    if !rights.is_empty() && !has_user {
+        check.warn(
+            key,
+            &format!(
+                "only users can ask for what {} allows: it has no effect for anybody here",
+                rights.join(", ")
+            ),
+        );
+    }
+}
+
 fn may(check: &mut Checker<'_>, key: &str, texts: Option<&Texts>) -> Option<BTreeSet<May>> {
     const REMEDY: &str = "write may = [\"dial\"], or others of read, dial, tunnel, admin";
     let Some(Texts(texts)) = texts else {
@@ -93,9 +112,6 @@ fn may(check: &mut Checker<'_>, key: &str, texts: Option<&Texts>) -> Option<BTre
         match check.word(&key, text, &words) {
             Some(may) => {
                 rights.insert(may);
-                if may != May::Dial {
-                    check.warn(&key, &format!("this version has nothing for which \"{may}\" would be needed: it has no effect yet"));
-                }
             }
             None => all_good = false,
         }

@@ -7,6 +7,7 @@ mod grants;
 mod ingress;
 mod proxy;
 mod quic;
+mod store;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
         ("proxy", "[proxy]", shape.proxy.is_some()),
         ("ingress", "[[ingress]]", shape.ingress.is_some()),
         ("grant", "[[grant]]", shape.grant.is_some()),
+        ("store", "[store]", shape.store.is_some()),
     ];
     let of_agent = [
         ("agent", "[agent]", shape.agent.is_some()),

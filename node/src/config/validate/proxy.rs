@@ -11,6 +11,7 @@ use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
 use crate::config::model::{CommonConfig, DuplicateNames, IngressConfig, ProxyConfig};
 use crate::config::units::format_duration;
+use crate::store::StoreUrl;
 
 /// The most peers to join.
 const PEERS_MAX: usize = 256;
@@ -36,6 +37,7 @@ pub(super) struct ProxyPart {
     state_dir: Option<PathBuf>,
     ingresses: Vec<IngressConfig>,
     grants: Vec<Grant>,
+    store: Option<StoreUrl>,
 }
 
 impl ProxyPart {
@@ -57,6 +59,7 @@ impl ProxyPart {
             state_dir: self.state_dir,
             ingresses: self.ingresses,
             grants: self.grants,
+            store: self.store,
         }
     }
 }
@@ -156,6 +159,16 @@ pub(super) fn proxy(
         }
         Some(text) => Some(Some(check.path("proxy.state_dir", &text.0))),
     };
+    let store = match &shape.store {
+        None => Some(None),
+        Some(store) => super::store::store(
+            check,
+            store,
+            state_dir.as_ref().map(Option::as_deref),
+            peers.as_ref().is_some_and(|peers| !peers.is_empty()),
+        )
+        .map(Some),
+    };
     let grants = super::grants::grants(check, shape.grant.as_deref().unwrap_or_default());
 
     let entries = shape.ingress.as_deref().unwrap_or_default();
@@ -191,6 +204,7 @@ pub(super) fn proxy(
         state_dir: state_dir?,
         ingresses: ingresses.into_iter().collect::<Option<_>>()?,
         grants: grants?,
+        store: store?,
     })
 }
 

@@ -55,6 +55,12 @@ async fn answer(shared: Arc<Shared>, link: Arc<Link>, send: SendStream, recv: Re
                 let _ = send.finish();
             }
         }
+        Open::Admin(_) => {
+            let what = "a proxy is administered by users, and not by other proxies";
+            inbound
+                .refuse(Refused::new(Reason::Unsupported, what))
+                .await;
+        }
         Open::Control(_) => {
             let what = "this connection has its control stream already";
             inbound
