@@ -35,6 +35,9 @@ pub(crate) struct CongestionArgs {
     /// A setting of `node`, proxy and agent alike, as for its own --set.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Downloads beside the small requests.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    streams: usize,
     /// Does not measure two downloads on one link.
     #[arg(long)]
     alone: bool,
@@ -116,6 +119,7 @@ fn candidates(args: &CongestionArgs) -> Vec<Candidate> {
     vec![
         candidate("kernel CUBIC", Box::new(Relay::Plain), "cubic"),
         candidate("kernel BBR", Box::new(Relay::Plain), "bbr"),
+        candidate("node, tolerant", node("tolerant"), "cubic"),
         candidate("node, cubic", node("cubic"), "cubic"),
         candidate("node, bbr", node("bbr"), "cubic"),
     ]
@@ -138,6 +142,7 @@ async fn measure(args: &CongestionArgs) -> anyhow::Result<()> {
             let over = Over {
                 config: *config,
                 congestion: candidate.kernel,
+                streams: args.streams,
                 udp: None,
             };
             let measured = over.measure(&*candidate.subject, &service, &times).await;

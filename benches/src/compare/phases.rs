@@ -257,9 +257,11 @@ impl Bench {
             }
         }
         subjects.push((Box::new(node.clone()), "node".into(), "cubic"));
-        let bbr = node.congestion("bbr");
-        let name = bbr.name().to_owned();
-        subjects.push((Box::new(bbr), name, "cubic"));
+        for congestion in ["cubic", "bbr"] {
+            let other = node.clone().congestion(congestion);
+            let name = other.name().to_owned();
+            subjects.push((Box::new(other), name, "cubic"));
+        }
         if is_whole {
             for peer in &args.peer {
                 let subject = peer.subject(&args.set);
@@ -277,6 +279,7 @@ impl Bench {
                 let over = Over {
                     config,
                     congestion,
+                    streams: 1,
                     udp: service,
                 };
                 let measured = over.measure(&**subject, &self.service, &self.times).await;

@@ -1,4 +1,4 @@
-//! A bulk download beside small requests, over a link with delay and loss.
+//! Bulk downloads beside small requests, over a link with delay and loss.
 
 use std::net::SocketAddr;
 
@@ -16,6 +16,8 @@ pub(crate) struct Over<'a> {
     pub(crate) config: LinkConfig,
     /// That of the kernel's TCP.
     pub(crate) congestion: &'a str,
+    /// Downloads at once.
+    pub(crate) streams: usize,
     /// Where the service is, if the link is one of UDP sockets; else it is between two namespaces.
     pub(crate) udp: Option<SocketAddr>,
 }
@@ -39,7 +41,8 @@ impl Over<'_> {
         };
         let running = Running::start(subject, &place).await?;
         let counters = service.counters();
-        let mut bulk = Bulk::start(running.entry(), Direction::Down, 1, counters).await?;
+        let mut bulk =
+            Bulk::start(running.entry(), Direction::Down, self.streams, counters).await?;
         tokio::time::sleep(times.link_warm_up).await;
         let requests = latency::run(running.entry(), times.link_requests());
         let (moved, latencies) = bulk.during(&running.pids(), requests).await?;
