@@ -1,8 +1,8 @@
 //! `compare`: the rounds.
 
 mod peers;
-mod phases;
-mod times;
+pub(crate) mod phases;
+pub(crate) mod times;
 
 use std::fs;
 use std::path::PathBuf;

@@ -21,7 +21,12 @@ pub(crate) struct LinkConfig {
     pub(crate) queue_bytes: u64,
     /// Of one packet.
     pub(crate) loss: f64,
+    /// Of one packet, to arrive later by [`LATE`] than its place in the queue says.
+    pub(crate) late: f64,
 }
+
+/// How much later a packet arrives that those behind it pass.
+pub(crate) const LATE: Duration = Duration::from_millis(10);
 
 /// One direction of a link. It reads no clock: times are handed in.
 #[derive(Debug)]
@@ -54,10 +59,18 @@ impl Wire {
         let left_at = free_at + self.time_for(bytes);
         self.free_at = Some(left_at);
         // What is lost was sent: it took its time.
-        if !self.random.random_bool(self.config.loss) {
-            self.under_way
-                .push_back((left_at + self.config.delay, packet.to_vec()));
+        if self.random.random_bool(self.config.loss) {
+            return;
         }
+        let mut arrives_at = left_at + self.config.delay;
+        if self.random.random_bool(self.config.late) {
+            arrives_at += LATE;
+        }
+        // Almost always behind the last one.
+        let ahead = self.under_way.iter().rev();
+        let passed = ahead.take_while(|(at, _)| *at > arrives_at).count();
+        let place = self.under_way.len() - passed;
+        self.under_way.insert(place, (arrives_at, packet.to_vec()));
     }
 
     /// When the next packet arrives.
@@ -91,6 +104,7 @@ mod tests {
         bits_per_s: 8_000_000,
         queue_bytes: 10_000,
         loss: 0.0,
+        late: 0.0,
     };
 
     #[test]
@@ -133,5 +147,26 @@ mod tests {
         }
         let lost = 10_000 - wire.under_way.len();
         assert!((250..350).contains(&lost), "{lost}");
+    }
+
+    #[test]
+    fn a_share_is_passed_by_those_behind() {
+        let config = LinkConfig {
+            late: 0.5,
+            queue_bytes: u64::MAX,
+            ..CONFIG
+        };
+        let (mut wire, now) = (Wire::new(config, 1), Instant::now());
+        for number in 0..200 {
+            wire.push(now, &[number; 100]);
+        }
+        let end = now + Duration::from_secs(1);
+        let arrived: Vec<u8> = std::iter::from_fn(|| wire.pop(end))
+            .map(|packet| packet[0])
+            .collect();
+        assert_eq!(arrived.len(), 200);
+        let (on_time, late): (Vec<_>, Vec<_>) =
+            arrived.windows(2).partition(|pair| pair[0] < pair[1]);
+        assert!(on_time.len() > 20 && late.len() > 20, "{arrived:?}");
     }
 }

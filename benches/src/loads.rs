@@ -4,6 +4,7 @@ pub(crate) mod bulk;
 pub(crate) mod connections;
 pub(crate) mod idle;
 pub(crate) mod latency;
+pub(crate) mod over_link;
 
 use std::net::SocketAddr;
 use std::time::Duration;

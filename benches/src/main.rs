@@ -11,6 +11,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`compare`] | the rounds: every load, every subject in turn |
+//! | [`congestion`] | which congestion controller holds on which link |
 //! | [`subjects`] | what is measured: relays of our own, `node`, peers |
 //! | [`service`] | what the tunnels lead to |
 //! | [`loads`] | what is done to a subject |
@@ -37,6 +38,7 @@
 )]
 
 mod compare;
+mod congestion;
 mod cpu_when_idle;
 mod link;
 mod loads;
@@ -63,6 +65,9 @@ struct Cli {
 enum Command {
     /// Measures `node` beside a plain relay, a TLS relay and other tunnels, in one run.
     Compare(compare::CompareArgs),
+    /// Measures congestion controllers on links of several kinds, alone and beside each other. As
+    /// root, under ten minutes.
+    Congestion(congestion::CongestionArgs),
     /// Measures what an agent costs that holds three connections and has nothing to do. Exits with
     /// 1 when that is more than 0.1 % of a core.
     #[command(name = "cpu_when_idle")]
@@ -83,6 +88,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let within = match Cli::parse().command {
         Command::Compare(args) => {
             compare::run(&args)?;
+            true
+        }
+        Command::Congestion(args) => {
+            congestion::run(&args)?;
             true
         }
         Command::CpuWhenIdle { seconds } => cpu_when_idle::measure(Duration::from_secs(seconds))?,

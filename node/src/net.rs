@@ -4,6 +4,8 @@
 //! know no other way out. [`SystemNetwork`] is the operating system's; a simulator brings its
 //! own, so that a whole fleet runs in virtual time.
 
+mod udp;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -16,7 +18,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use quinn::Runtime as _;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
@@ -160,7 +161,7 @@ impl Network for SystemNetwork {
         let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
         socket.bind(&address.into())?;
         let receive_buffer_bytes = socket.recv_buffer_size()?;
-        let socket = quinn::TokioRuntime.wrap_udp_socket(socket.into())?;
+        let socket = Arc::new(udp::QuicSocket::new(socket.into())?);
         Ok(UdpBinding {
             socket,
             receive_buffer_bytes,

@@ -1,6 +1,5 @@
 //! The parts of a run.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,8 +9,8 @@ use anyhow::Context as _;
 use super::times::Times;
 use super::{CompareArgs, Load};
 use crate::link::LinkConfig;
-use crate::link::tun::{self, TunLink};
 use crate::loads::bulk::{Bulk, Direction};
+use crate::loads::over_link::Over;
 use crate::loads::{connections, idle, latency};
 use crate::machine::Machine;
 use crate::process::resident_bytes;
@@ -34,11 +33,12 @@ const STALL_PATIENCE: Duration = Duration::from_secs(5);
 /// Descriptors of this process beside those of the streams.
 const DESCRIPTORS_ELSE: u64 = 1_000;
 
-const LINK: LinkConfig = LinkConfig {
+pub(crate) const LINK: LinkConfig = LinkConfig {
     delay: Duration::from_millis(25),
     bits_per_s: 200_000_000,
     queue_bytes: 1_250_000,
     loss: 0.0,
+    late: 0.0,
 };
 
 /// What a run has.
@@ -257,9 +257,11 @@ impl Bench {
             }
         }
         subjects.push((Box::new(node.clone()), "node".into(), "cubic"));
-        let bbr = node.congestion("bbr");
-        let name = bbr.name().to_owned();
-        subjects.push((Box::new(bbr), name, "cubic"));
+        for congestion in ["cubic", "bbr"] {
+            let other = node.clone().congestion(congestion);
+            let name = other.name().to_owned();
+            subjects.push((Box::new(other), name, "cubic"));
+        }
         if is_whole {
             for peer in &args.peer {
                 let subject = peer.subject(&args.set);
@@ -274,9 +276,13 @@ impl Bench {
             };
             for (subject, name, congestion) in &subjects {
                 let load = format!("link {percent}");
-                let measured = self
-                    .over_link(&**subject, config, congestion, service)
-                    .await;
+                let over = Over {
+                    config,
+                    congestion,
+                    streams: 1,
+                    udp: service,
+                };
+                let measured = over.measure(&**subject, &self.service, &self.times).await;
                 match measured.with_context(|| format!("{name}, {load}")) {
                     Ok(values) => self.report.add(0, name, &load, &values),
                     Err(error) => self.report.failed(&error),
@@ -284,39 +290,6 @@ impl Bench {
             }
         }
         Ok(())
-    }
-
-    async fn over_link(
-        &self,
-        subject: &dyn Subject,
-        config: LinkConfig,
-        congestion: &str,
-        udp: Option<SocketAddr>,
-    ) -> anyhow::Result<[(&'static str, f64); 3]> {
-        // Dropped after what runs in it.
-        let mut link = None;
-        let place = match udp {
-            Some(service) => Place::loopback(service).over(config),
-            None => {
-                let link = link.insert(TunLink::new(config, congestion)?);
-                // The address is there as long as the namespaces are, and a port of each is free.
-                let target = self.service.listen((tun::SERVICE, 0).into())?;
-                Place::apart([tun::ENTRY, tun::NEAR, tun::FAR], target, link.namespaces())
-            }
-        };
-        let running = Running::start(subject, &place).await?;
-        let counters = self.service.counters();
-        let mut bulk = Bulk::start(running.entry(), Direction::Down, 1, counters).await?;
-        tokio::time::sleep(self.times.link_warm_up).await;
-        let requests = latency::run(running.entry(), self.times.link_requests());
-        let (moved, latencies) = bulk.during(&running.pids(), requests).await?;
-        bulk.end().await;
-        let latencies = latencies?;
-        Ok([
-            ("mbit_per_s", moved.gbit_per_s() * 1e3),
-            ("p50_ms", latencies.micros(0.5) / 1e3),
-            ("p99_ms", latencies.micros(0.99) / 1e3),
-        ])
     }
 }
 

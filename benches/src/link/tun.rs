@@ -64,6 +64,13 @@ impl TunLink {
         })
     }
 
+    /// Sets the congestion control of TCP connections that are opened over it from now on.
+    pub(crate) fn set_congestion(&self, congestion: &str) -> anyhow::Result<()> {
+        let [near, far] = &self.namespaces;
+        near.route(NEAR, FAR, congestion)?;
+        far.route(FAR, NEAR, congestion)
+    }
+
     /// The names of the two.
     pub(crate) fn namespaces(&self) -> [String; 2] {
         [&self.namespaces[0], &self.namespaces[1]].map(|namespace| namespace.name.clone())
@@ -147,7 +154,7 @@ impl Namespace {
 
     /// A TUN device in it, whose packets are read and written here.
     fn tun(&self, address: Ipv4Addr, peer: Ipv4Addr, congestion: &str) -> anyhow::Result<Tun> {
-        let name = format!("mb{}t{}", std::process::id(), self.number);
+        let name = self.tun_name();
         let tun = Tun::builder()
             .name(&name)
             .mtu(i32::try_from(MTU)?)
@@ -156,14 +163,25 @@ impl Namespace {
             .pop()
             .context("no TUN device")?;
         run(Command::new("ip").args(["link", "set", &name, "netns", &self.name]))?;
-        let (address, peer) = (address.to_string(), peer.to_string());
-        self.ip(&["addr", "add", &address, "peer", &peer, "dev", &name])?;
+        let (from, to) = (address.to_string(), peer.to_string());
+        self.ip(&["addr", "add", &from, "peer", &to, "dev", &name])?;
         self.ip(&["link", "set", &name, "mtu", &MTU.to_string()])?;
         self.ip(&["link", "set", &name, "txqueuelen", "10000", "up"])?;
+        self.route(address, peer, congestion)?;
+        Ok(tun)
+    }
+
+    /// How the other end is reached.
+    fn route(&self, address: Ipv4Addr, peer: Ipv4Addr, congestion: &str) -> anyhow::Result<()> {
+        let (address, peer) = (address.to_string(), peer.to_string());
+        let name = self.tun_name();
         self.ip(&[
             "route", "replace", &peer, "dev", &name, "src", &address, "congctl", congestion,
-        ])?;
-        Ok(tun)
+        ])
+    }
+
+    fn tun_name(&self) -> String {
+        format!("mb{}t{}", std::process::id(), self.number)
     }
 
     fn ip(&self, args: &[&str]) -> anyhow::Result<()> {

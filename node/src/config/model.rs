@@ -234,7 +234,7 @@ impl Default for QuicConfig {
             handshakes_per_second: 200,
             connections_max: 20_000,
             mtu_max: 6500,
-            congestion: Congestion::Cubic,
+            congestion: Congestion::Tolerant,
             shards: 1,
         }
     }
@@ -243,6 +243,8 @@ impl Default for QuicConfig {
 /// Congestion controllers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Congestion {
+    /// CUBIC that does not slow down for packets lost by chance.
+    Tolerant,
     /// CUBIC, RFC 9438.
     Cubic,
     /// BBR, which keeps its rate on lossy links; called experimental by the authors of quinn.

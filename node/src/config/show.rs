@@ -119,6 +119,7 @@ fn quic_shape(quic: &QuicConfig) -> QuicShape {
         connections_max: number(quic.connections_max),
         mtu_max: number(quic.mtu_max),
         congestion: text(match quic.congestion {
+            Congestion::Tolerant => "tolerant",
             Congestion::Cubic => "cubic",
             Congestion::Bbr => "bbr",
         }),

@@ -1,12 +1,11 @@
 //! Transport limits: what one connection may hold, and when it is given up.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use crate::config::{Congestion, QuicConfig};
+use super::congestion;
+use crate::config::QuicConfig;
 
 /// Streams that a side accepts before it knows whom it talks to, and for good where the other
 /// side opens few. quinn allocates for each, so that 1,000 would cost 116 KiB per idle connection.
@@ -37,7 +36,7 @@ pub fn transport(config: &QuicConfig) -> TransportConfig {
         .datagram_send_buffer_size(DATAGRAM_BYTES_MAX)
         .keep_alive_interval(Some(config.keepalive))
         .max_idle_timeout(IdleTimeout::try_from(silence(config)).ok())
-        .congestion_controller_factory(controller(config.congestion));
+        .congestion_controller_factory(congestion::factory(config.congestion));
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(config.mtu_max);
     transport.mtu_discovery_config(Some(discovery));
@@ -49,13 +48,6 @@ pub fn transport(config: &QuicConfig) -> TransportConfig {
 /// silent is noticed within `idle_timeout`.
 fn silence(config: &QuicConfig) -> Duration {
     config.idle_timeout.saturating_sub(config.keepalive)
-}
-
-fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
-    match congestion {
-        Congestion::Cubic => Arc::new(CubicConfig::default()),
-        Congestion::Bbr => Arc::new(BbrConfig::default()),
-    }
 }
 
 /// Raises the limits of a connection once the other side is known: `streams` that it may open,

@@ -167,7 +167,11 @@ pub(super) fn quic(
         Some(text) => check.word(
             "quic.congestion",
             &text.0,
-            &[("cubic", Congestion::Cubic), ("bbr", Congestion::Bbr)],
+            &[
+                ("tolerant", Congestion::Tolerant),
+                ("cubic", Congestion::Cubic),
+                ("bbr", Congestion::Bbr),
+            ],
         ),
     };
     if !consistent {
