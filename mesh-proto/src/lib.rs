@@ -26,6 +26,7 @@
 //! | [`routes`] | who holds which agent: a proxy's own rows, and its copies of its peers' rows |
 //! | [`time`] | points in time, which every state machine takes as arguments |
 //! | [`tracker`] | leases: whether an agent should dial one more proxy |
+//! | [`tunnel`] | tunnel resources: fields, checks, the stored form |
 //! | [`wire`] | frames, their limits and their encoding |
 
 pub mod allow;
@@ -43,6 +44,7 @@ pub mod target;
 mod text;
 pub mod time;
 pub mod tracker;
+pub mod tunnel;
 pub mod wire;
 
 pub use allow::{AllowList, AllowRule, InvalidAllowRule};
