@@ -159,6 +159,9 @@ pub struct SessionReport {
     pub remote: String,
     /// The agent's version.
     pub version: String,
+    /// Of another cluster: which of its proxies that is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proxy: Option<String>,
     /// Since when it stands.
     pub age_seconds: f64,
     /// Its round-trip time.

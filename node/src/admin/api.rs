@@ -11,7 +11,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::AgentName;
 
 use super::drain::{DrainAsk, NotNow};
 use crate::report::{ApiError, DrainRequest};
@@ -86,7 +86,7 @@ async fn route(State(api): State<Arc<Api>>, Path(agent): Path<String>) -> Respon
     let Some(proxy) = api.proxy() else {
         return not_a_proxy();
     };
-    match agent.parse::<NodeName>() {
+    match agent.parse::<AgentName>() {
         Ok(agent) => Json(proxy.route(&agent)).into_response(),
         Err(error) => refused(StatusCode::BAD_REQUEST, error.to_string()),
     }

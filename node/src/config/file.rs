@@ -194,6 +194,7 @@ table!(
         service: Vec<ServiceShape>,
         ingress: Vec<IngressShape>,
         grant: Vec<GrantShape>,
+        trust: Vec<TrustShape>,
         log: LogShape,
         metrics: MetricsShape,
         admin: AdminShape,
@@ -245,6 +246,7 @@ table!(
         duplicate_names: Text,
         expected_agents_file: Text,
         state_dir: Text,
+        allow: Texts,
     }
 );
 
@@ -306,6 +308,15 @@ table!(
         may: Texts,
         agents: Texts,
         targets: Texts,
+    }
+);
+
+table!(
+    /// `[[trust]]`
+    TrustShape {
+        cluster: Text,
+        ca: Text,
+        allow: Texts,
     }
 );
 

@@ -5,7 +5,7 @@ use toml::de::DeValue;
 use super::errors::{nearest, quoted};
 
 /// What the documentation describes and this version does not do.
-const UNSUPPORTED: [&str; 3] = ["store", "trust", "proxy.allow"];
+const UNSUPPORTED: [&str; 1] = ["store"];
 
 /// What an error of deserialization says, in the words of this crate.
 pub(super) struct Misfit {

@@ -71,7 +71,7 @@ async fn serve_stream(shared: Arc<Shared>, user: &User, inbound: Inbound) {
             inbound.dial(&shared, dial, principal, Reach::Mesh).await;
         }
         Open::Control(_) => control(&shared, user, inbound).await,
-        Open::Routes(_) | Open::Find(_) => {
+        Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) => {
             let what = "a user may dial, and nothing else";
             inbound
                 .refuse(Refused::new(Reason::Unsupported, what))

@@ -7,6 +7,7 @@ mod grants;
 mod ingress;
 mod proxy;
 mod quic;
+mod trust;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
         ("proxy", "[proxy]", shape.proxy.is_some()),
         ("ingress", "[[ingress]]", shape.ingress.is_some()),
         ("grant", "[[grant]]", shape.grant.is_some()),
+        ("trust", "[[trust]]", shape.trust.is_some()),
     ];
     let of_agent = [
         ("agent", "[agent]", shape.agent.is_some()),
@@ -89,9 +91,9 @@ fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
         }
         None => (present(&of_proxy), present(&of_agent)),
     };
-    let cluster = common.as_ref().map(|common| common.cluster.clone());
+    let own = common.as_ref().map(|common| common.credentials.clone());
     let proxy = for_proxy
-        .then(|| proxy::proxy(check, shape, cluster.as_ref(), listeners))
+        .then(|| proxy::proxy(check, shape, own.as_deref(), listeners))
         .flatten();
     let agent = for_agent.then(|| agent::agent(check, shape)).flatten();
     listeners.0.append(&mut own_listeners.0);

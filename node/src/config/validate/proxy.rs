@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use certs::Credentials;
+use mesh_proto::allow::AllowList;
 use mesh_proto::grant::Grant;
-use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
+use mesh_proto::name::{Generation, Group, InvalidName};
 
 use super::Listeners;
 use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
-use crate::config::model::{CommonConfig, DuplicateNames, IngressConfig, ProxyConfig};
+use crate::config::model::{
+    CommonConfig, DuplicateNames, IngressConfig, ProxyConfig, TrustConfig,
+};
 use crate::config::units::format_duration;
 
 /// The most peers to join.
@@ -36,6 +40,8 @@ pub(super) struct ProxyPart {
     state_dir: Option<PathBuf>,
     ingresses: Vec<IngressConfig>,
     grants: Vec<Grant>,
+    allow: AllowList,
+    trust: Vec<TrustConfig>,
 }
 
 impl ProxyPart {
@@ -57,6 +63,8 @@ impl ProxyPart {
             state_dir: self.state_dir,
             ingresses: self.ingresses,
             grants: self.grants,
+            allow: self.allow,
+            trust: self.trust,
         }
     }
 }
@@ -64,7 +72,7 @@ impl ProxyPart {
 pub(super) fn proxy(
     check: &mut Checker<'_>,
     shape: &Shape,
-    cluster: Option<&Cluster>,
+    own: Option<&Credentials>,
     listeners: &mut Listeners,
 ) -> Option<ProxyPart> {
     let absent = ProxyShape::default();
@@ -157,6 +165,12 @@ pub(super) fn proxy(
         Some(text) => Some(Some(check.path("proxy.state_dir", &text.0))),
     };
     let grants = super::grants::grants(check, shape.grant.as_deref().unwrap_or_default());
+    let allow = match &section.allow {
+        Some(texts) => super::agent::allow(check, "proxy.allow", texts),
+        None => Some(AllowList::default()),
+    };
+    let entries = shape.trust.as_deref().unwrap_or_default();
+    let trust = super::trust::trusts(check, entries, own);
 
     let entries = shape.ingress.as_deref().unwrap_or_default();
     if entries.len() > INGRESSES_MAX {
@@ -173,7 +187,7 @@ pub(super) fn proxy(
     let ingresses: Vec<Option<IngressConfig>> = entries
         .iter()
         .enumerate()
-        .map(|(index, entry)| super::ingress::ingress(check, index, entry, cluster, listeners))
+        .map(|(index, entry)| super::ingress::ingress(check, index, entry, listeners))
         .collect();
 
     let (drain_notice, drain_deadline) = drain?;
@@ -191,6 +205,8 @@ pub(super) fn proxy(
         state_dir: state_dir?,
         ingresses: ingresses.into_iter().collect::<Option<_>>()?,
         grants: grants?,
+        allow: allow?,
+        trust: trust?,
     })
 }
 
