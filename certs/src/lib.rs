@@ -32,8 +32,8 @@ pub use authority::{
 };
 pub use credentials::{Credentials, CredentialsError};
 pub use csr::{Csr, CsrError};
-pub use foreign::{ForeignAuthority, ForeignAuthorityError, TrustedClusters};
 pub use files::{FileError, PEM_BYTES_MAX, read_pem};
+pub use foreign::{ForeignAuthority, ForeignAuthorityError, TrustedClusters};
 pub use identity::{Identity, IdentityError, Kind, UnknownKind};
 pub use inspect::{InspectError, Inspection, Subject, inspect_file, inspect_pem};
 pub use keys::KeyKind;

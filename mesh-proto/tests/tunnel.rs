@@ -82,14 +82,16 @@ fn draft() -> impl Strategy<Value = Draft> {
         0..u64::MAX / 2,
         option::of(2_000..31_000_000_000_u64),
     )
-        .prop_map(|(cluster, addresses, connections, labels, created_ms, ttl_ms)| Draft {
-            cluster,
-            addresses,
-            connections,
-            labels,
-            created_ms,
-            expires_ms: ttl_ms.map(|ttl_ms| created_ms + ttl_ms),
-        })
+        .prop_map(
+            |(cluster, addresses, connections, labels, created_ms, ttl_ms)| Draft {
+                cluster,
+                addresses,
+                connections,
+                labels,
+                created_ms,
+                expires_ms: ttl_ms.map(|ttl_ms| created_ms + ttl_ms),
+            },
+        )
 }
 
 proptest! {

@@ -62,7 +62,8 @@ impl Targets<'_> {
                         self.connect_address(&service.address, *address).await
                     }
                     Target::Host { host, port } => {
-                        self.connect_host(&service.address, host, *port, until).await
+                        self.connect_host(&service.address, host, *port, until)
+                            .await
                     }
                     Target::Unix(path) => self.connect_unix(&service.address, path).await,
                     Target::Service(_) => Err(Refused::new(
@@ -127,10 +128,8 @@ impl Targets<'_> {
                 Ok(Ok(socket)) => return Ok(socket),
                 Ok(Err(error)) => refused = Some(self.failed(target, *address, &error)),
                 Err(_) => {
-                    let message = format!(
-                        "{target} ({address}) did not answer {} in time",
-                        self.who()
-                    );
+                    let message =
+                        format!("{target} ({address}) did not answer {} in time", self.who());
                     refused = Some(Refused::new(Reason::Timeout, &message));
                 }
             }

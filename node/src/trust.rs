@@ -84,9 +84,7 @@ impl Trust {
             removed: missing(&old, &new),
             changed: new
                 .iter()
-                .filter(|(cluster, new)| {
-                    old.get(*cluster).is_some_and(|old| !is_same(old, new))
-                })
+                .filter(|(cluster, new)| old.get(*cluster).is_some_and(|old| !is_same(old, new)))
                 .map(|(cluster, _)| cluster.clone())
                 .collect(),
         };
@@ -129,7 +127,9 @@ impl Trust {
         side: Side,
     ) -> Result<(), String> {
         let Some(authority) = self.authority(cluster) else {
-            return Err(format!("the cluster {cluster} is not trusted here any more"));
+            return Err(format!(
+                "the cluster {cluster} is not trusted here any more"
+            ));
         };
         let chain = connection
             .peer_identity()

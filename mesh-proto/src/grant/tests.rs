@@ -436,7 +436,15 @@ fn a_cluster_that_looks_like_an_agent_is_none() {
         ("*.b.example.com", false, false),
     ] {
         let pattern: AgentPattern = pattern.parse().unwrap();
-        assert_eq!(pattern.covers(Whose::Agent(&agent), &own), covers_agent, "{pattern}");
-        assert_eq!(pattern.covers(Whose::Cluster(&text), &own), covers_cluster, "{pattern}");
+        assert_eq!(
+            pattern.covers(Whose::Agent(&agent), &own),
+            covers_agent,
+            "{pattern}"
+        );
+        assert_eq!(
+            pattern.covers(Whose::Cluster(&text), &own),
+            covers_cluster,
+            "{pattern}"
+        );
     }
 }

@@ -207,7 +207,14 @@ pub(super) async fn run(
     } else {
         Ending::of(&reason)
     };
-    log_end(lease, shared.cluster(), &hello.name, standing.ending, &reason, broken);
+    log_end(
+        lease,
+        shared.cluster(),
+        &hello.name,
+        standing.ending,
+        &reason,
+        broken,
+    );
     drop(standing);
     // The streams have failed with the connection, and the sockets behind them are being reset.
     streams.shutdown(CLOSE_GRACE).await;

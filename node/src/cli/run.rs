@@ -27,8 +27,7 @@ pub struct RunArgs {
 /// Wrong configuration, or a node that could not start.
 pub fn run(args: &RunArgs) -> Result<(), CliError> {
     let sources = args.source.sources();
-    let loaded = config::load(&sources)
-        .map_err(|errors| CliError::Usage(errors.to_string()))?;
+    let loaded = config::load(&sources).map_err(|errors| CliError::Usage(errors.to_string()))?;
     init_log(&loaded.config.common().log)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");

@@ -132,7 +132,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, who: Who)
 
     let mut dials = Tasks::new("dial of an agent");
     registration.ending = converse(&shared, &connection, control, &registration, &mut dials).await;
-    if session.is_distrusted() {
+    if session.distrusted().is_some() {
         registration.ending = Ending::Untrusted;
     }
     let ending = registration.ending;
@@ -149,9 +149,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, who: Who)
             tracing::info!(%agent, session = session.id, reason = ending.as_str(), "agent disconnected");
         }
         Ending::Untrusted => {
-            let why = connection.close_reason().map(|reason| reason.to_string());
             tracing::warn!(
-                cluster = %agent, cluster_proxy = proxy.as_ref().map(NodeName::as_str), session = session.id, why,
+                cluster = %agent, cluster_proxy = proxy.as_ref().map(NodeName::as_str), session = session.id, why = session.distrusted(),
                 "ended a session of another cluster, which is trusted no more"
             );
         }
@@ -183,7 +182,9 @@ async fn greet(
     let (mut send, mut recv, mut reader) = (send, recv, FrameReader::default());
     match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) | Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) => return Err(HelloError::NotControl),
+        Open::Dial(_) | Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) => {
+            return Err(HelloError::NotControl);
+        }
     }
     let AgentFrame::Hello(AgentHello {
         instance,

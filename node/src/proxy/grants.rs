@@ -113,8 +113,9 @@ mod tests {
     #[test]
     fn agents_who_may_dial_get_more_streams() {
         let mut quic = QuicConfig::default();
-        let streams =
-            |quic: &QuicConfig, agent: &str| agent_streams(&policy(), quic, &agent.parse().unwrap());
+        let streams = |quic: &QuicConfig, agent: &str| {
+            agent_streams(&policy(), quic, &agent.parse().unwrap())
+        };
         assert_eq!(streams(&quic, "db-1"), DIALLING_STREAMS_MAX);
         assert_eq!(streams(&quic, "web"), STREAMS_BEFORE_HELLO);
         assert_eq!(streams(&quic, "db-1.example.com"), STREAMS_BEFORE_HELLO);

@@ -16,8 +16,8 @@ pub mod session;
 mod silence;
 mod spread;
 mod stream;
-pub mod tunnels;
 mod trusted;
+pub mod tunnels;
 mod users;
 
 use std::collections::BTreeSet;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use mesh_proto::close::CloseCode;
 use mesh_proto::name::{AgentName, NodeName};
@@ -109,7 +109,8 @@ pub struct Session {
     leaving: AtomicBool,
     /// Another process of the same name has lived beside it for a while.
     cloned: AtomicBool,
-    untrusted: AtomicBool,
+    /// Why it was ended by this proxy, if it was.
+    untrusted: OnceLock<String>,
     silence: Silence,
     lost_packets: AtomicU64,
 }
@@ -150,14 +151,14 @@ impl Session {
 
     /// Ends it, since its cluster is trusted no more; the other side reads why.
     pub(super) fn distrust(&self, why: &str) {
-        self.untrusted.store(true, Ordering::Release);
+        let _ = self.untrusted.set(why.to_owned());
         let code = CloseCode::Untrusted.code().into();
         self.connection.close(code, why.as_bytes());
     }
 
-    /// Whether that was done.
-    pub(super) fn is_distrusted(&self) -> bool {
-        self.untrusted.load(Ordering::Acquire)
+    /// Why that was done, if it was.
+    pub(super) fn distrusted(&self) -> Option<&str> {
+        self.untrusted.get().map(String::as_str)
     }
 
     fn is_live(&self) -> bool {
@@ -220,7 +221,7 @@ impl Sessions {
             services: Mutex::new(new.services),
             leaving: AtomicBool::new(false),
             cloned: AtomicBool::new(false),
-            untrusted: AtomicBool::new(false),
+            untrusted: OnceLock::new(),
             silence: Silence::new(),
             lost_packets: AtomicU64::new(0),
         });

@@ -103,8 +103,7 @@ pub fn listen(
         keys,
         ..
     } = *parts;
-    let tls =
-        certs::proxy_server_config_trusting(credentials, trusted, alpn, clock.provider())?;
+    let tls = certs::proxy_server_config_trusting(credentials, trusted, alpn, clock.provider())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let token_key =
@@ -161,8 +160,7 @@ pub fn tunnel_client_config(
     proxy: Option<&NodeName>,
 ) -> Result<quinn::ClientConfig, EndpointError> {
     let time = parts.clock.provider();
-    let tls =
-        certs::foreign_client_config(parts.credentials, authority, ALPN_AGENT, proxy, time)?;
+    let tls = certs::foreign_client_config(parts.credentials, authority, ALPN_AGENT, proxy, time)?;
     client_config(tls, parts.config, parts.random)
 }
 

@@ -32,7 +32,9 @@ pub enum IdentityError {
     #[error(transparent)]
     Certificate(#[from] certs::IdentityError),
     /// Somebody of another cluster who is no proxy, or wants to be more than an agent.
-    #[error("{identity} is of another cluster, of which proxies may connect as agents, and nothing else")]
+    #[error(
+        "{identity} is of another cluster, of which proxies may connect as agents, and nothing else"
+    )]
     OtherCluster {
         /// Who it is.
         identity: Identity,

@@ -58,7 +58,10 @@ fn forged_trust_domain() {
                         assert!(!own && !proxy_of_theirs, "{uri} by {by}: {error}");
                         assert_eq!(side, Side::Server);
                         let known = cluster != "c.example.com";
-                        if known && by.as_str() != cluster && (kind == "proxy" || cluster == "example.com") {
+                        if known
+                            && by.as_str() != cluster
+                            && (kind == "proxy" || cluster == "example.com")
+                        {
                             assert!(is_wrong_authority(&error), "{uri} by {by}: {error}");
                         }
                     }
@@ -126,21 +129,40 @@ fn files_of_other_authorities() {
     let path = Path::new("b-ca.pem");
     assert!(known.check_time(path, NOW).is_ok());
     let expired = known.check_time(path, NOW + 200 * DAY).unwrap_err();
-    assert!(expired.to_string().contains("b-ca.pem: expired at"), "{expired}");
+    assert!(
+        expired.to_string().contains("b-ca.pem: expired at"),
+        "{expired}"
+    );
     let both = format!("{}{}", theirs.ca_pem(), authority("b.example.com").ca_pem());
-    assert!(read("b.example.com", &both).is_ok(), "while one is replaced");
+    assert!(
+        read("b.example.com", &both).is_ok(),
+        "while one is replaced"
+    );
     let leaf = theirs
-        .issue(&Request::new(Kind::Proxy, "p1".parse().unwrap(), validity()))
+        .issue(&Request::new(
+            Kind::Proxy,
+            "p1".parse().unwrap(),
+            validity(),
+        ))
         .unwrap();
     let mixed = format!("{both}{}", ours.ca_pem());
     for (pem, says) in [
         ("", "no certificate"),
         (leaf.cert_pem.as_str(), "leaf certificate"),
         (leaf.key_pem.as_str(), "private key"),
-        (ours.ca_pem(), "is the authority of example.com, not of b.example.com"),
-        (mixed.as_str(), "is the authority of example.com, not of b.example.com"),
+        (
+            ours.ca_pem(),
+            "is the authority of example.com, not of b.example.com",
+        ),
+        (
+            mixed.as_str(),
+            "is the authority of example.com, not of b.example.com",
+        ),
     ] {
         let error = read("b.example.com", pem).unwrap_err().to_string();
-        assert!(error.starts_with("b-ca.pem: ") && error.contains(says), "{error}");
+        assert!(
+            error.starts_with("b-ca.pem: ") && error.contains(says),
+            "{error}"
+        );
     }
 }

@@ -11,9 +11,7 @@ use mesh_proto::name::{Generation, Group, InvalidName};
 use super::Listeners;
 use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
-use crate::config::model::{
-    CommonConfig, DuplicateNames, IngressConfig, ProxyConfig, TrustConfig,
-};
+use crate::config::model::{CommonConfig, DuplicateNames, IngressConfig, ProxyConfig, TrustConfig};
 use crate::config::units::format_duration;
 
 /// The most peers to join.

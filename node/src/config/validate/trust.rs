@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use certs::{Credentials, CredentialsError, ForeignAuthority, ForeignAuthorityError, PEM_BYTES_MAX};
+use certs::{
+    Credentials, CredentialsError, ForeignAuthority, ForeignAuthorityError, PEM_BYTES_MAX,
+};
 use mesh_proto::allow::AllowList;
 use mesh_proto::name::{Cluster, InvalidName};
 
@@ -86,8 +88,7 @@ fn cluster(
         entry.cluster.as_ref(),
         "write cluster = \"a.example.com\", the name of the other cluster",
     )?;
-    let cluster: Cluster =
-        check.parse(key, text, "a cluster", |error: InvalidName| error.rule)?;
+    let cluster: Cluster = check.parse(key, text, "a cluster", |error: InvalidName| error.rule)?;
     if own.is_some_and(|own| own.identity().cluster == cluster) {
         check.error(
             key,
@@ -142,7 +143,10 @@ fn authority(
     if own.is_some_and(|own| authority.shares_key_with_own(own)) {
         check.error(
             key,
-            format!("{} holds a key of this proxy's own authority", path.display()),
+            format!(
+                "{} holds a key of this proxy's own authority",
+                path.display()
+            ),
             COPY,
         );
         return None;

@@ -39,11 +39,7 @@ impl Server {
 
 impl Server {
     /// Forwards on the shard that owns the tunnel's connection; with one shard, that is here.
-    async fn forward(
-        &self,
-        socket: Box<dyn Socket>,
-        stream: Stream,
-    ) -> Result<(), ForwardError> {
+    async fn forward(&self, socket: Box<dyn Socket>, stream: Stream) -> Result<(), ForwardError> {
         let tunnel = match stream {
             Stream::Tunnel(tunnel) => tunnel,
             Stream::Direct(target) => return forward::sockets(socket, Box::new(target)).await,

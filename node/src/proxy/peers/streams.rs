@@ -7,10 +7,10 @@ use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{Open, Refused};
 use quinn::{RecvStream, SendStream};
 
+use super::super::Shared;
 use super::super::inbound::Inbound;
 use super::super::router::Reach;
 use super::super::routing::{self, Of};
-use super::super::Shared;
 use super::links::Link;
 
 /// Serves one stream of a peer.

@@ -30,10 +30,7 @@ pub(super) async fn connect(
             format!("allow of the [[trust]] of {cluster} in its config"),
             false,
         ),
-        Principal::User(_)
-        | Principal::Agent(_)
-        | Principal::Token(_)
-        | Principal::Ingress(_) => (
+        Principal::User(_) | Principal::Agent(_) | Principal::Token(_) | Principal::Ingress(_) => (
             AllowList::clone(&config.allow),
             "proxy.allow in its config".to_owned(),
             true,

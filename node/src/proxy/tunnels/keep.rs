@@ -160,9 +160,12 @@ pub(super) async fn run(
             keeper.leave(former);
         }
     }
-    for pool in [keeper.current.take().map(|(_, pool)| pool), keeper.former.take()]
-        .into_iter()
-        .flatten()
+    for pool in [
+        keeper.current.take().map(|(_, pool)| pool),
+        keeper.former.take(),
+    ]
+    .into_iter()
+    .flatten()
     {
         keeper.leave(pool);
     }
@@ -181,17 +184,30 @@ impl Keeper {
     fn keep(&mut self, wish: Wish) {
         if let Some(why) = self.why_not() {
             // Their connections first: the other side is to read the reason.
-            for pool in self.current.iter().map(|(_, pool)| pool).chain(&self.former) {
+            for pool in self
+                .current
+                .iter()
+                .map(|(_, pool)| pool)
+                .chain(&self.former)
+            {
                 pool.judge();
             }
-            let pools = [self.current.take().map(|(_, pool)| pool), self.former.take()];
+            let pools = [
+                self.current.take().map(|(_, pool)| pool),
+                self.former.take(),
+            ];
             for pool in pools.into_iter().flatten() {
                 self.leaving.spawn(pool.leave(Instant::now()));
             }
             self.kept.block(why);
             return;
         }
-        for pool in self.current.iter().map(|(_, pool)| pool).chain(&self.former) {
+        for pool in self
+            .current
+            .iter()
+            .map(|(_, pool)| pool)
+            .chain(&self.former)
+        {
             pool.judge();
         }
         if self.current.as_ref().is_none_or(|(now, _)| *now != wish) {
@@ -253,7 +269,11 @@ impl Keeper {
     /// Leaves a pool in order, within the drain deadline.
     fn leave(&mut self, pool: TunnelPool) {
         let own = Instant::now() + self.shared.config.common.drain_deadline;
-        let until = self.shared.drain_until.borrow().map_or(own, |all| all.min(own));
+        let until = self
+            .shared
+            .drain_until
+            .borrow()
+            .map_or(own, |all| all.min(own));
         self.leaving.spawn(pool.leave(until));
     }
 }

@@ -30,8 +30,8 @@ use super::executor::TrackedExecutor;
 use super::path::Scheme;
 use crate::clock::WallClock;
 use crate::net::BoxFuture;
-use crate::proxy::{Shared, Stream};
 use crate::proxy::router::{self, DialError, DialRequest, Reach};
+use crate::proxy::{Shared, Stream};
 
 /// Pools at one time; of more, the one longest unused is dropped.
 const POOLS_MAX: usize = 1024;
