@@ -6,12 +6,14 @@ use std::time::Duration;
 use certs::Credentials;
 use mesh_proto::allow::AllowList;
 use mesh_proto::grant::Grant;
-use mesh_proto::name::{Generation, Group, InvalidName};
+use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
 
 use super::Listeners;
 use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
-use crate::config::model::{CommonConfig, DuplicateNames, IngressConfig, ProxyConfig, TrustConfig};
+use crate::config::model::{
+    CommonConfig, DuplicateNames, IngressConfig, IngressKind, ProxyConfig, TrustConfig,
+};
 use crate::config::units::format_duration;
 
 /// The most peers to join.
@@ -188,6 +190,14 @@ pub(super) fn proxy(
         .map(|(index, entry)| super::ingress::ingress(check, index, entry, listeners))
         .collect();
 
+    if let (Some(own), Some(trust)) = (own, &trust) {
+        for (index, ingress) in ingresses.iter().enumerate() {
+            if let Some(ingress) = ingress {
+                leads_somewhere(check, index, ingress, &own.identity().cluster, trust);
+            }
+        }
+    }
+
     let (drain_notice, drain_deadline) = drain?;
     Some(ProxyPart {
         group: group?,
@@ -206,6 +216,32 @@ pub(super) fn proxy(
         allow: allow?,
         trust: trust?,
     })
+}
+
+/// A port that leads to another cluster needs that one to be trusted.
+fn leads_somewhere(
+    check: &mut Checker<'_>,
+    index: usize,
+    ingress: &IngressConfig,
+    own: &Cluster,
+    trust: &[TrustConfig],
+) {
+    let IngressKind::Tcp { agent, .. } = &ingress.kind else {
+        return;
+    };
+    let is_trusted = |cluster: &Cluster| trust.iter().any(|trust| trust.cluster == *cluster);
+    let is_known = agent.is_cluster(own)
+        || agent.local_name(own).is_some()
+        || agent.cluster_in(is_trusted).is_some();
+    if !is_known {
+        check.error(
+            &format!("ingress[{index}].agent"),
+            format!(
+                "\"{agent}\" is neither an agent of this cluster, {own}, nor of one in a [[trust]]"
+            ),
+            "correct it, or add a [[trust]] for the cluster",
+        );
+    }
 }
 
 fn peers(check: &mut Checker<'_>, section: &ProxyShape) -> Option<Vec<String>> {
