@@ -13,13 +13,14 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mesh_proto::NodeName;
+use mesh_proto::name::AgentName;
 use mesh_proto::routes::{Cursor, Head, Limits, OwnRoutes, PeerRoutes};
 use mesh_proto::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, RoutesFrame};
 
 const AGENTS: [usize; 3] = [10, 1_000, 100_000];
 const OWNERS: usize = 10;
 
-fn agent(number: usize) -> NodeName {
+fn agent(number: usize) -> AgentName {
     format!("agent-{number:06}").parse().unwrap()
 }
 
@@ -77,7 +78,7 @@ fn lookups(criterion: &mut Criterion) {
     for agents in AGENTS {
         let copies = copies(&own(agents));
         let mut number = 0;
-        let names: Vec<NodeName> = (0..agents).map(agent).collect();
+        let names: Vec<AgentName> = (0..agents).map(agent).collect();
         group.bench_function(BenchmarkId::new("hit", agents), |bencher| {
             bencher.iter(|| {
                 // A step that is coprime to all three sizes: no two lookups near each other.
@@ -101,7 +102,7 @@ fn delta_of_one(criterion: &mut Criterion) {
         let mut copies = copies(&own);
         let owner = owner(3);
         let mut cursor = own.cursor(copies.have(&owner).map(Head::position));
-        let newcomer: NodeName = "agent-050x".parse().unwrap();
+        let newcomer: AgentName = "agent-050x".parse().unwrap();
         let mut held = false;
         group.bench_function(BenchmarkId::from_parameter(agents), |bencher| {
             bencher.iter(|| {

@@ -59,10 +59,7 @@ impl Credentials {
     /// # Errors
     /// As [`Self::load`], with `ca.pem`, `cert.pem` and `key.pem` as the files' names.
     pub fn from_pem(ca: &[u8], cert: &[u8], key: &[u8]) -> Result<Self, CredentialsError> {
-        let pem = |path: &str, content: &[u8]| Pem {
-            path: PathBuf::from(path),
-            content: content.to_vec(),
-        };
+        let pem = |path: &str, content: &[u8]| Pem::of(Path::new(path), content);
         Self::check(
             &pem("ca.pem", ca),
             &pem("cert.pem", cert),
@@ -372,12 +369,19 @@ pub enum CredentialsError {
 }
 
 /// A file's name and content.
-struct Pem {
+pub(crate) struct Pem {
     path: PathBuf,
     content: Vec<u8>,
 }
 
 impl Pem {
+    pub(crate) fn of(path: &Path, content: &[u8]) -> Self {
+        Self {
+            path: path.to_owned(),
+            content: content.to_vec(),
+        }
+    }
+
     fn read(path: &Path) -> Result<Self, CredentialsError> {
         Ok(Self {
             path: path.to_owned(),
@@ -433,15 +437,15 @@ impl Pem {
 }
 
 /// The content of a `ca` file.
-struct Authorities {
-    roots: RootCertStore,
+pub(crate) struct Authorities {
+    pub(crate) roots: RootCertStore,
     /// Those that the certificates name; one made by other tools may name none.
-    clusters: Vec<Cluster>,
-    not_after: i64,
+    pub(crate) clusters: Vec<Cluster>,
+    pub(crate) not_after: i64,
 }
 
 impl Authorities {
-    fn read(ca: &Pem) -> Result<Self, CredentialsError> {
+    pub(crate) fn read(ca: &Pem) -> Result<Self, CredentialsError> {
         let bad = |why: String| CredentialsError::BadAuthority {
             path: ca.path.clone(),
             why,

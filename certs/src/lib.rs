@@ -18,6 +18,7 @@ mod authority;
 mod credentials;
 mod csr;
 mod files;
+mod foreign;
 mod identity;
 mod inspect;
 mod keys;
@@ -32,13 +33,14 @@ pub use authority::{
 pub use credentials::{Credentials, CredentialsError};
 pub use csr::{Csr, CsrError};
 pub use files::{FileError, PEM_BYTES_MAX, read_pem};
+pub use foreign::{ForeignAuthority, ForeignAuthorityError, TrustedClusters};
 pub use identity::{Identity, IdentityError, Kind, UnknownKind};
 pub use inspect::{InspectError, Inspection, Subject, inspect_file, inspect_pem};
 pub use keys::KeyKind;
 pub use leaf::AltNameError;
 pub use tls::{
-    TlsError, client_config, client_verifier, provider, proxy_dns_name, proxy_server_config,
-    proxy_server_name, system_time,
+    TlsError, client_config, client_verifier, foreign_client_config, provider, proxy_dns_name,
+    proxy_server_config, proxy_server_config_trusting, proxy_server_name, system_time,
 };
 pub use validity::{
     AUTHORITY_DAYS, BACKDATED_SECS, DAYS_MAX, InvalidValidity, LEAF_DAYS, Validity, format_utc,

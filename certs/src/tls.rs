@@ -14,10 +14,11 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError};
 use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{DnsName, ServerName};
 
 use crate::credentials::Credentials;
+use crate::foreign::{ForeignAuthority, TrustedClusters};
 use crate::verifier::{ClientVerifier, ProxyVerifier};
 
 /// The configuration of a proxy's listening side, for all of its ALPN protocols. It accepts any
@@ -31,12 +32,23 @@ pub fn proxy_server_config(
     alpn: &[&[u8]],
     time: Arc<dyn TimeProvider>,
 ) -> Result<ServerConfig, TlsError> {
+    proxy_server_config_trusting(credentials, Arc::new(()), alpn, time)
+}
+
+/// The same for a proxy that other clusters connect to as well: of those that `trusted` knows it
+/// accepts proxies too, each judged by the authority of its own cluster alone. What such a proxy may
+/// speak is, again, for the caller to check.
+///
+/// # Errors
+/// [`TlsError`]: the credentials hold no authority that could verify.
+pub fn proxy_server_config_trusting(
+    credentials: &Credentials,
+    trusted: Arc<dyn TrustedClusters>,
+    alpn: &[&[u8]],
+    time: Arc<dyn TimeProvider>,
+) -> Result<ServerConfig, TlsError> {
     let provider = provider();
-    let own = (
-        credentials.identity().cluster.clone(),
-        Arc::clone(credentials.authorities()),
-    );
-    let verifier = ClientVerifier::new([own], &provider)?;
+    let verifier = client_judge(credentials, trusted, &provider)?;
     let mut config = ServerConfig::builder_with_details(provider, time)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -55,11 +67,18 @@ pub fn proxy_server_config(
 /// # Errors
 /// [`TlsError`]: the credentials hold no authority that could verify.
 pub fn client_verifier(credentials: &Credentials) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let own = (
-        credentials.identity().cluster.clone(),
-        Arc::clone(credentials.authorities()),
-    );
-    Ok(Arc::new(ClientVerifier::new([own], &provider())?))
+    let verifier = client_judge(credentials, Arc::new(()), &provider())?;
+    Ok(Arc::new(verifier))
+}
+
+fn client_judge(
+    credentials: &Credentials,
+    trusted: Arc<dyn TrustedClusters>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ClientVerifier, TlsError> {
+    let own = credentials.identity().cluster.clone();
+    let roots = Arc::clone(credentials.authorities());
+    ClientVerifier::new(own, roots, trusted, provider)
 }
 
 /// The configuration with which an agent, a user or a proxy dials a proxy of its own cluster. With
@@ -74,13 +93,38 @@ pub fn client_config(
     proxy: Option<&NodeName>,
     time: Arc<dyn TimeProvider>,
 ) -> Result<ClientConfig, TlsError> {
+    let cluster = credentials.identity().cluster.clone();
+    let roots = Arc::clone(credentials.authorities());
+    dialling(credentials, cluster, roots, alpn, proxy, time)
+}
+
+/// The configuration with which a proxy dials a proxy of another cluster, and nobody else: who is
+/// there is judged by that cluster's authority alone. The server name is that cluster's.
+///
+/// # Errors
+/// [`TlsError`]: the authority cannot verify.
+pub fn foreign_client_config(
+    credentials: &Credentials,
+    authority: &ForeignAuthority,
+    alpn: &[u8],
+    proxy: Option<&NodeName>,
+    time: Arc<dyn TimeProvider>,
+) -> Result<ClientConfig, TlsError> {
+    let cluster = authority.cluster().clone();
+    let roots = Arc::clone(authority.roots());
+    dialling(credentials, cluster, roots, alpn, proxy, time)
+}
+
+fn dialling(
+    credentials: &Credentials,
+    cluster: Cluster,
+    roots: Arc<RootCertStore>,
+    alpn: &[u8],
+    proxy: Option<&NodeName>,
+    time: Arc<dyn TimeProvider>,
+) -> Result<ClientConfig, TlsError> {
     let provider = provider();
-    let verifier = ProxyVerifier::new(
-        credentials.identity().cluster.clone(),
-        proxy.cloned(),
-        Arc::clone(credentials.authorities()),
-        &provider,
-    )?;
+    let verifier = ProxyVerifier::new(cluster, proxy.cloned(), roots, &provider)?;
     let mut config = ClientConfig::builder_with_details(provider, time)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         // "Dangerous" is rustls's word for any verifier of one's own; this one asks more, not less.

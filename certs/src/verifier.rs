@@ -4,7 +4,6 @@
 //! never one store of all known authorities, for then another cluster's authority could mint our
 //! names.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,29 +19,33 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::foreign::TrustedClusters;
 use crate::identity::{Identity, IdentityError, Kind};
 use crate::tls::{TlsError, proxy_server_name};
 
 /// A proxy's judgement of who connects to it.
 pub(crate) struct ClientVerifier {
-    authorities: BTreeMap<Cluster, Arc<dyn ClientCertVerifier>>,
+    own: Cluster,
+    authority: Arc<dyn ClientCertVerifier>,
+    /// Of other clusters, proxies alone are let in.
+    trusted: Arc<dyn TrustedClusters>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientVerifier {
-    /// Knows the authorities of these clusters, and each for its own cluster alone.
+    /// Knows the authority of the own cluster and those of trusted ones, each for its own cluster
+    /// alone.
     pub(crate) fn new(
-        authorities: impl IntoIterator<Item = (Cluster, Arc<RootCertStore>)>,
+        own: Cluster,
+        roots: Arc<RootCertStore>,
+        trusted: Arc<dyn TrustedClusters>,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
-        let mut by_cluster = BTreeMap::new();
-        for (cluster, roots) in authorities {
-            let verifier: Arc<dyn ClientCertVerifier> =
-                WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider)).build()?;
-            by_cluster.insert(cluster, verifier);
-        }
         Ok(Self {
-            authorities: by_cluster,
+            own,
+            authority: WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
+                .build()?,
+            trusted,
             algorithms: provider.signature_verification_algorithms,
         })
     }
@@ -69,13 +72,20 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let identity = Identity::from_certificate(end_entity).map_err(Refused::Identity)?;
+        if identity.cluster == self.own {
+            return self
+                .authority
+                .verify_client_cert(end_entity, intermediates, now)
+                .map_err(unknown_issuer);
+        }
         let authority = self
-            .authorities
-            .get(&identity.cluster)
+            .trusted
+            .authority(&identity.cluster)
             .ok_or(Refused::UnknownCluster { identity })?;
-        authority
-            .verify_client_cert(end_entity, intermediates, now)
-            .map_err(unknown_issuer)
+        let mut chain = vec![end_entity.clone()];
+        chain.extend_from_slice(intermediates);
+        authority.judge_client(&chain, now)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -104,12 +114,13 @@ impl ClientCertVerifier for ClientVerifier {
 impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientVerifier")
-            .field("clusters", &self.authorities.keys())
+            .field("cluster", &self.own)
+            .field("trusted", &self.trusted)
             .finish_non_exhaustive()
     }
 }
 
-/// A client's judgement of the proxy that it reached: one of its own cluster and, in a directed
+/// A client's judgement of the proxy that it reached: one of the cluster that was meant and, in a directed
 /// dial, the one that was meant.
 pub(crate) struct ProxyVerifier {
     cluster: Cluster,
@@ -216,11 +227,13 @@ impl fmt::Debug for ProxyVerifier {
 
 /// Why a certificate was refused before, or although, its authority vouched for it.
 #[derive(thiserror::Error)]
-enum Refused {
+pub(crate) enum Refused {
     #[error(transparent)]
     Identity(IdentityError),
     #[error("{identity} is of a cluster whose authority is not known here")]
     UnknownCluster { identity: Identity },
+    #[error("{identity} is of another cluster, of which proxies alone are let in")]
+    ForeignKind { identity: Identity },
     #[error("the server is {identity}, not a proxy")]
     NotAProxy { identity: Identity },
     #[error("the server is {identity}, but proxy {wanted} was dialled")]
@@ -247,7 +260,7 @@ impl From<Refused> for Error {
 
 /// All authorities of the mesh have one subject, so that a chain to another one is found by its
 /// name and then fails at the signature; to whoever reads of it, the issuer is unknown.
-fn unknown_issuer(error: Error) -> Error {
+pub(crate) fn unknown_issuer(error: Error) -> Error {
     if error == Error::InvalidCertificate(CertificateError::BadSignature) {
         return Error::InvalidCertificate(CertificateError::UnknownIssuer);
     }

@@ -90,6 +90,8 @@ codes! {
         Superseded = 7, "superseded";
         /// A fault of this side.
         Internal = 8, "internal";
+        /// The other side's cluster, or the authority that vouched for it, is trusted no more.
+        Untrusted = 9, "untrusted";
     }
 }
 
@@ -139,11 +141,12 @@ mod tests {
                 (6, "left"),
                 (7, "superseded"),
                 (8, "internal"),
+                (9, "untrusted"),
             ]
         );
         for code in CloseCode::ALL {
             assert_eq!(CloseCode::from_code(code.code()), Some(*code));
         }
-        assert_eq!(CloseCode::from_code(9), None);
+        assert_eq!(CloseCode::from_code(10), None);
     }
 }

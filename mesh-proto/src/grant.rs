@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-pub use self::pattern::{AgentPattern, InvalidPattern, TargetPattern, WhoPattern};
+pub use self::pattern::{AgentPattern, InvalidPattern, TargetPattern, WhoPattern, Whose};
 use crate::name::{AgentRef, Cluster};
 use crate::principal::Principal;
 use crate::target::Target;
@@ -96,11 +96,11 @@ impl Grant {
         self.who.iter().any(|who| who.matches(principal))
     }
 
-    fn covers_agent(&self, agent: &AgentRef, own: &Cluster) -> bool {
+    fn covers_agent(&self, whose: Whose<'_>, own: &Cluster) -> bool {
         let Some(agents) = &self.agents else {
             return true;
         };
-        agents.iter().any(|pattern| pattern.matches(agent, own))
+        agents.iter().any(|pattern| pattern.covers(whose, own))
     }
 
     fn covers_target(&self, target: &Target) -> bool {
@@ -186,13 +186,31 @@ impl Policy {
         agent: &AgentRef,
         target: &Target,
     ) -> Result<(), Denied> {
+        match agent.local_name(&self.own) {
+            Some(name) => self.may_dial_of(principal, Whose::Agent(&name), agent, target),
+            None => self.may_dial_of(principal, Whose::Cluster(agent), agent, target),
+        }
+    }
+
+    /// The same for a name that has been understood: `whose` says what `agent`, as it was written,
+    /// stands for.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn may_dial_of(
+        &self,
+        principal: &Principal,
+        whose: Whose<'_>,
+        agent: &AgentRef,
+        target: &Target,
+    ) -> Result<(), Denied> {
         if self.by_default(principal, May::Dial) {
             return Ok(());
         }
         let mut named = false;
         for grant in self.giving(May::Dial, principal) {
             named = true;
-            if grant.covers_agent(agent, &self.own) && grant.covers_target(target) {
+            if grant.covers_agent(whose, &self.own) && grant.covers_target(target) {
                 return Ok(());
             }
         }
@@ -212,7 +230,7 @@ impl Policy {
         let missing = Grant {
             who: vec![WhoPattern::exactly(principal)],
             may: BTreeSet::from([May::Dial]),
-            agents: Some(vec![AgentPattern::exactly(agent, &self.own)]),
+            agents: Some(vec![AgentPattern::exactly_of(whose)]),
             targets: Some(vec![TargetPattern::exactly(target)]),
         };
         Err(Denied {

@@ -133,6 +133,12 @@ name! {
     TokenName, "token name", check_label
 }
 name! {
+    /// Who is connected under a name as an agent is: an agent of the own cluster, by its
+    /// [`NodeName`], or the proxies of another cluster, by its [`Cluster`]. The dot tells the two
+    /// apart, so that neither can take the other's place.
+    AgentName, "agent", check_agent_name
+}
+name! {
     /// An agent as a user writes it: `<agent>` (in this cluster), `<agent>.<cluster>`, or `<cluster>`
     /// (that cluster's proxies themselves).
     ///
@@ -167,6 +173,17 @@ impl AgentRef {
         }
     }
 
+    /// The other cluster behind which this is, of those that `known` knows: the cluster itself, or
+    /// an agent of it. Where both could be meant, it is the cluster itself.
+    #[must_use]
+    pub fn cluster_in(&self, known: impl Fn(&Cluster) -> bool) -> Option<Cluster> {
+        let known = |text: &str| text.parse::<Cluster>().ok().filter(&known);
+        known(self.as_str()).or_else(|| {
+            let (_, rest) = self.as_str().split_once('.')?;
+            known(rest)
+        })
+    }
+
     /// The agent's name if this is `<name>.<cluster>` of that very cluster; a plain name is none.
     #[must_use]
     pub fn name_in(&self, cluster: &Cluster) -> Option<NodeName> {
@@ -181,6 +198,50 @@ impl AgentRef {
     #[must_use]
     pub fn is_cluster(&self, cluster: &Cluster) -> bool {
         self.as_str() == cluster.as_str()
+    }
+}
+
+impl AgentName {
+    /// The agent of the own cluster, if it is one.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeName> {
+        (!self.is_cluster()).then(|| NodeName(Arc::clone(&self.0)))
+    }
+
+    /// The other cluster, if it is one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.is_cluster().then(|| Cluster(Arc::clone(&self.0)))
+    }
+
+    /// Whether it is another cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.as_str().contains('.')
+    }
+}
+
+impl From<NodeName> for AgentName {
+    fn from(name: NodeName) -> Self {
+        Self(name.0)
+    }
+}
+
+impl From<&NodeName> for AgentName {
+    fn from(name: &NodeName) -> Self {
+        Self(Arc::clone(&name.0))
+    }
+}
+
+impl From<Cluster> for AgentName {
+    fn from(cluster: Cluster) -> Self {
+        Self(cluster.0)
+    }
+}
+
+impl From<&Cluster> for AgentName {
+    fn from(cluster: &Cluster) -> Self {
+        Self(Arc::clone(&cluster.0))
     }
 }
 
@@ -251,6 +312,14 @@ fn check_cluster(text: &str) -> Result<(), String> {
         return Err(format!("it has no dot; {CLUSTER_RULE}"));
     }
     Ok(())
+}
+
+fn check_agent_name(text: &str) -> Result<(), String> {
+    if text.contains('.') {
+        check_cluster(text)
+    } else {
+        check_label(text)
+    }
 }
 
 fn check_agent_ref(text: &str) -> Result<(), String> {

@@ -108,7 +108,8 @@ impl Head {
 /// bool, an empty `ext`.
 const ENVELOPE_BYTES_MAX: usize = 35;
 
-/// The shortest limit of a body that still lets every frame carry a row.
+/// The shortest limit of a body: an agent's row fits. One row goes into a frame whatever its length,
+/// which is far below [`CONTROL_BYTES_MAX`] for the longest name of a cluster, too.
 const FRAME_BYTES_MIN: usize = ENVELOPE_BYTES_MAX + 1 + LABEL_BYTES_MAX + INSTANCE_BYTES;
 
 const INSTANCE_BYTES: usize = 16;

@@ -184,7 +184,14 @@ fn answer_refused() {
             &["00000003 0102", code, "00", "00"],
         );
     }
+    let beyond = Refused::new(Reason::NoAgent, "").by_other_cluster();
+    assert!(beyond.is_by_other_cluster() && !beyond.is_by_leaving_proxy());
     let of_proxy = Refused::new(Reason::Draining, "").by_leaving_proxy();
+    assert!(!of_proxy.is_by_other_cluster());
+    pinned(
+        &Answer::Refused(beyond),
+        &["00000005 0102", "03", "00", "01 02 00"],
+    );
     assert!(of_proxy.is_by_leaving_proxy());
     pinned(
         &Answer::Refused(of_proxy),

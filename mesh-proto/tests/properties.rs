@@ -89,6 +89,10 @@ fn open() -> impl Strategy<Value = Open> {
             let have = have.map(|(epoch, sequence)| RoutesPosition { epoch, sequence });
             Open::Routes(OpenRoutes { have, ext })
         }),
+        1 => (option::of(any::<(u64, u64)>()), ext()).prop_map(|(have, ext)| {
+            let have = have.map(|(epoch, sequence)| RoutesPosition { epoch, sequence });
+            Open::ClusterRoutes(OpenRoutes { have, ext })
+        }),
         1 => (parsed(LABEL), ext()).prop_map(|(agent, ext)| Open::Find(OpenFind { agent, ext })),
     ]
 }

@@ -8,12 +8,13 @@
 )]
 
 use mesh_proto::NodeName;
+use mesh_proto::name::AgentName;
 use mesh_proto::routes::{Cursor, Limits, OwnRoutes, PeerRoutes};
 use mesh_proto::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, RoutesFrame};
 
 const OWNERS: usize = 10;
 
-fn agent(number: usize) -> NodeName {
+fn agent(number: usize) -> AgentName {
     format!("agent-{number:06}").parse().unwrap()
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_proto::name::Cluster;
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -10,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminError, DrainAsk, Readiness};
 use crate::agent::{self, Agent, AgentParts};
 use crate::clock::WallClock;
-use crate::config::NodeConfig;
+use crate::config::{ConfigErrors, NodeConfig};
 use crate::hooks::Hooks;
 use crate::metrics::MetricsError;
 use crate::net::{Network, SystemNetwork};
 use crate::proxy::{self, Proxy, ProxyParts};
 use crate::random::Random;
 use crate::tasks::Tasks;
+use crate::trust::TrustChange;
 
 /// The runtimes that a node runs on. It makes no threads of its own.
 #[derive(Debug, Clone)]
@@ -90,6 +92,25 @@ pub enum BuildError {
     /// Its metrics.
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] MetricsError),
+}
+
+/// A config that was read anew was not taken over; the node runs on as before.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It does not hold together.
+    #[error(transparent)]
+    Config(ConfigErrors),
+    /// It is of the other role.
+    #[error("the role of a running node cannot change; restart it")]
+    Role,
+    /// It is of another cluster.
+    #[error("the cluster of a running node cannot change from {was} to {is}; restart it")]
+    Cluster {
+        /// The running node's.
+        was: Cluster,
+        /// The config's.
+        is: Cluster,
+    },
 }
 
 /// A running node, all of whose listeners are bound.
@@ -236,6 +257,39 @@ impl Bound {
     /// until [`Bound::notice`] has returned.
     pub async fn drain_asked(&self) {
         self.drain.asked().await;
+    }
+
+    /// Takes over what a running node can of a config that was read anew: a proxy, which other clusters
+    /// it trusts. All else takes effect at the next start. An error leaves everything as it is.
+    ///
+    /// # Errors
+    /// [`ReloadError`].
+    pub fn reload(
+        &self,
+        loaded: Result<NodeConfig, ConfigErrors>,
+    ) -> Result<TrustChange, ReloadError> {
+        let result = match (&self.role, loaded) {
+            (_, Err(errors)) => Err(ReloadError::Config(errors)),
+            (Role::Proxy(proxy), Ok(NodeConfig::Proxy(config))) => {
+                let (was, is) = (proxy.cluster(), &config.common.cluster);
+                if was == is {
+                    Ok(proxy.set_trust(config.trust))
+                } else {
+                    Err(ReloadError::Cluster {
+                        was: was.clone(),
+                        is: is.clone(),
+                    })
+                }
+            }
+            (Role::Agent(_), Ok(NodeConfig::Agent(_))) => Ok(TrustChange::default()),
+            (Role::Proxy(_), Ok(NodeConfig::Agent(_)))
+            | (Role::Agent(_), Ok(NodeConfig::Proxy(_))) => Err(ReloadError::Role),
+        };
+        match &self.role {
+            Role::Proxy(proxy) => proxy.reloaded(result.is_ok()),
+            Role::Agent(agent) => agent.reloaded(result.is_ok()),
+        }
+        result
     }
 
     /// The first part of a drain that was asked for: everything is served, but `/readyz` fails.

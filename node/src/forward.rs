@@ -27,6 +27,9 @@ const BLOCK_BYTES: usize = 256 << 10;
 /// The least room of a block that is worth a read, in bytes.
 const READ_BYTES_MIN: usize = 64 << 10;
 
+/// Buffer of each direction between two sockets, in bytes.
+const SOCKET_BUFFER_BYTES: usize = 64 << 10;
+
 /// Reads up to this many bytes are copied out of the block: a slice of it would keep the whole
 /// block alive for as long as the other side does not acknowledge it.
 const COPY_BYTES_MAX: usize = 8 << 10;
@@ -75,6 +78,43 @@ pub async fn socket(mut socket: Box<dyn Socket>, tunnel: TunnelStream) -> Result
     socket.set_reset_on_close(true);
     run(&mut socket, tunnel, |socket| socket.broken()).await?;
     socket.set_reset_on_close(false);
+    Ok(())
+}
+
+/// Forwards between two sockets until both directions have ended.
+///
+/// Dropping the future resets both.
+///
+/// # Errors
+/// [`ForwardError::Socket`], after both were reset.
+pub async fn sockets(
+    mut one: Box<dyn Socket>,
+    mut other: Box<dyn Socket>,
+) -> Result<(), ForwardError> {
+    one.set_reset_on_close(true);
+    other.set_reset_on_close(true);
+    // While one side takes nothing, nothing is read from the other, which could vanish unseen.
+    let (one_broken, other_broken) = (one.broken(), other.broken());
+    let copied = async {
+        tokio::io::copy_bidirectional_with_sizes(
+            &mut one,
+            &mut other,
+            SOCKET_BUFFER_BYTES,
+            SOCKET_BUFFER_BYTES,
+        )
+        .await
+        .map(drop)
+    };
+    let broken = || Err(io::Error::from(io::ErrorKind::ConnectionReset));
+    let result = tokio::select! {
+        biased;
+        result = copied => result,
+        () = one_broken => broken(),
+        () = other_broken => broken(),
+    };
+    result.map_err(ForwardError::Socket)?;
+    one.set_reset_on_close(false);
+    other.set_reset_on_close(false);
     Ok(())
 }
 

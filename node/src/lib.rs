@@ -19,6 +19,7 @@
 //! | [`forward`] | bytes between a tunnel stream and a socket |
 //! | [`proxy`] | sessions of agents, the router, ingress |
 //! | [`agent`] | the pool of connections, sessions, dials of targets |
+//! | [`trust`] | other clusters that are trusted now |
 //! | [`user`] | a user's connection to a proxy, kept; local ports that lead to targets |
 //! | [`admin`] | health, metrics and the admin API |
 //! | [`report`] | what the admin API tells |
@@ -41,7 +42,9 @@ pub mod quic;
 pub mod random;
 pub mod report;
 pub mod store;
+mod targets;
 mod tasks;
+pub mod trust;
 pub mod user;
 mod web;
 

@@ -104,6 +104,8 @@ pub struct NodeMetrics {
     pub rtt: Histogram,
     /// 1 while the node drains.
     pub draining: IntGauge,
+    /// Whether the last reload of the config went well; so is the start's.
+    pub last_reload_successful: IntGauge,
     /// Granted size of UDP receive buffers.
     pub udp_rcvbuf_bytes: IntGauge,
 }
@@ -171,6 +173,15 @@ impl NodeMetrics {
                 "Smoothed round-trip time of a QUIC connection, observed when a stream opens.",
                 NETWORK_SECONDS,
             )?,
+            last_reload_successful: {
+                let successful = gauge(
+                    registry,
+                    "mesh_config_last_reload_successful",
+                    "1 when the config was last read without an error, at the start or by SIGHUP.",
+                )?;
+                successful.set(1);
+                successful
+            },
             draining: gauge(
                 registry,
                 "mesh_draining",

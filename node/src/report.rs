@@ -167,6 +167,9 @@ pub struct SessionReport {
     pub remote: String,
     /// The agent's version.
     pub version: String,
+    /// Of another cluster: which of its proxies that is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proxy: Option<String>,
     /// Since when it stands.
     pub age_seconds: f64,
     /// Its round-trip time.
@@ -229,6 +232,9 @@ pub struct TunnelReport {
     pub wanted: Option<usize>,
     /// Why it fails, or is invalid.
     pub why: Option<String>,
+    /// For how long it has been failing.
+    #[serde(default)]
+    pub failing_seconds: Option<f64>,
     /// Since when it is stored.
     pub age_seconds: f64,
     /// What is left of its life; `None`: it stays.

@@ -34,6 +34,10 @@ impl Files {
         let other = Authority::create("example.org".parse().unwrap(), &always).unwrap();
         fs::write(at("ca.pem"), authority.ca_pem()).unwrap();
         fs::write(at("imposter-ca.pem"), imposter.ca_pem()).unwrap();
+        fs::write(at("other-ca.pem"), other.ca_pem()).unwrap();
+        let past = Validity::between(1_000_000_000, 1_000_086_400).unwrap();
+        let expired = Authority::create("c.example.com".parse().unwrap(), &past).unwrap();
+        fs::write(at("expired-ca.pem"), expired.ca_pem()).unwrap();
         let now = now();
         let past = Validity::between(1_000_000_000, 1_000_086_400).unwrap();
         let future = Validity::between(3_000_000_000, 3_000_086_400).unwrap();

@@ -101,7 +101,11 @@ impl RawAgent {
         let (send, mut recv) = self.raw.connection.accept_bi().await?;
         match read::<Open>(&mut recv).await? {
             Open::Dial(dial) => Ok((dial, send, recv)),
-            other @ (Open::Control(_) | Open::Routes(_) | Open::Find(_) | Open::Admin(_)) => {
+            other @ (Open::Control(_)
+            | Open::Routes(_)
+            | Open::Find(_)
+            | Open::Admin(_)
+            | Open::ClusterRoutes(_)) => {
                 bail!("the proxy opened {other:?}")
             }
         }

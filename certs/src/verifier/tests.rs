@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
-use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
@@ -13,6 +12,7 @@ use super::*;
 use crate::tls::{client_config, provider, proxy_server_config};
 use crate::{Authority, Credentials, KeyKind, Request, Validity, leaf};
 
+mod foreign;
 mod leaf_names;
 mod protocol;
 
@@ -303,54 +303,6 @@ fn an_authority_of_the_same_name_is_refused_on_both_sides() {
         handshake(&client_of(&agent), &server_of(&false_proxy)),
         &Side::Client
     )));
-}
-
-/// A server that trusts two clusters, as one does that serves tunnels: each authority speaks for
-/// its own cluster alone, although both are known.
-#[test]
-fn forged_trust_domain() {
-    let (ours, theirs) = (authority("example.com"), authority("b.example.com"));
-    let proxy = credentials(&ours, Kind::Proxy, "p1");
-    let their_roots = credentials(&theirs, Kind::Proxy, "p1");
-    let known = [&proxy, &their_roots].map(|credentials| {
-        (
-            credentials.identity().cluster.clone(),
-            Arc::clone(credentials.authorities()),
-        )
-    });
-    let verifier = ClientVerifier::new(known, &provider()).unwrap();
-    let mut server = ServerConfig::builder_with_details(provider(), at(NOW))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(
-            proxy.certified().as_ref().clone(),
-        )));
-    server.alpn_protocols = vec![ALPN.to_vec()];
-    server.session_storage = Arc::new(NoServerSessionStorage {});
-
-    let mut client = client_of(&credentials(&ours, Kind::Agent, "a1"));
-    for (authority, uri, accepted) in [
-        (&ours, "spiffe://example.com/agent/a1", true),
-        (&theirs, "spiffe://b.example.com/proxy/p1", true),
-        (&theirs, "spiffe://example.com/agent/a1", false),
-        (&theirs, "spiffe://example.com/proxy/p1", false),
-        (&ours, "spiffe://b.example.com/proxy/p1", false),
-    ] {
-        client.client_auth_cert_resolver = minted(authority, &[uri], &[], false);
-        match handshake(&client, &server) {
-            Ok((_, server)) => {
-                assert!(accepted, "{uri} by {}", authority.cluster());
-                assert_eq!(peer(server.peer_certificates()), uri);
-            }
-            Err((side, error)) => {
-                assert!(
-                    !accepted && side == Side::Server && is_wrong_authority(&error),
-                    "{uri}: {error}"
-                );
-            }
-        }
-    }
 }
 
 fn is_wrong_authority(error: &Error) -> bool {

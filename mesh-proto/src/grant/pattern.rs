@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::allow::{AllowRule, InvalidAllowRule};
-use crate::name::{AgentRef, Cluster, ServiceName};
+use crate::name::{AgentRef, Cluster, NodeName, ServiceName};
 use crate::principal::Principal;
 use crate::target::Target;
 use crate::text::quote;
@@ -21,6 +21,15 @@ pub struct WhoPattern {
 /// agents of the proxy's own cluster; `*.b.example.com` is about those of another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentPattern(Glob);
+
+/// Whose target a dial is for, once its name has been understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// An agent of the own cluster, however it was written.
+    Agent(&'a NodeName),
+    /// Another cluster, an agent of one, or the own proxies themselves.
+    Cluster(&'a AgentRef),
+}
 
 /// Targets: an [`AllowRule`] (`10.0.0.0/8:5432`, `*.svc.local:80-443`, `unix:/run/db.sock`), or a
 /// service by its name, in which one star may stand (`service:web`, `service:*`).
@@ -70,9 +79,18 @@ impl AgentPattern {
     /// The pattern of this agent alone, as a proxy of the cluster `own` sees it.
     #[must_use]
     pub fn exactly(agent: &AgentRef, own: &Cluster) -> Self {
-        Self(Glob(match agent.local_name(own) {
-            Some(name) => name.to_string(),
-            None => agent.to_string(),
+        match agent.local_name(own) {
+            Some(name) => Self::exactly_of(Whose::Agent(&name)),
+            None => Self::exactly_of(Whose::Cluster(agent)),
+        }
+    }
+
+    /// The pattern of this one alone.
+    #[must_use]
+    pub fn exactly_of(whose: Whose<'_>) -> Self {
+        Self(Glob(match whose {
+            Whose::Agent(name) => name.to_string(),
+            Whose::Cluster(name) => name.to_string(),
         }))
     }
 
@@ -80,11 +98,21 @@ impl AgentPattern {
     /// of that cluster is written, it is the same one.
     #[must_use]
     pub fn matches(&self, agent: &AgentRef, own: &Cluster) -> bool {
-        let qualified = self.0.0.contains('.');
         match agent.local_name(own) {
-            Some(name) if qualified => self.0.matches(&format!("{name}.{own}")),
-            Some(name) => self.0.matches(name.as_str()),
-            None => qualified && self.0.matches(agent.as_str()),
+            Some(name) => self.covers(Whose::Agent(&name), own),
+            None => self.covers(Whose::Cluster(agent), own),
+        }
+    }
+
+    /// Whether this is one of these, at a proxy of the cluster `own`. A pattern without a dot covers
+    /// agents of that cluster alone, though the name of another cluster may look like one of theirs.
+    #[must_use]
+    pub fn covers(&self, whose: Whose<'_>, own: &Cluster) -> bool {
+        let qualified = self.0.0.contains('.');
+        match whose {
+            Whose::Agent(name) if qualified => self.0.matches(&format!("{name}.{own}")),
+            Whose::Agent(name) => self.0.matches(name.as_str()),
+            Whose::Cluster(name) => qualified && self.0.matches(name.as_str()),
         }
     }
 }

@@ -421,3 +421,30 @@ fn a_quote_in_a_path_does_not_end_the_string() {
         "{told}"
     );
 }
+
+/// Where `a.example.com` is a cluster, it is no agent of `example.com`, though it could be one by its
+/// name: a grant for agents of the own cluster does not lead there.
+#[test]
+fn a_cluster_that_looks_like_an_agent_is_none() {
+    let own: Cluster = "example.com".parse().unwrap();
+    let (agent, text) = ("a".parse().unwrap(), "a.example.com".parse().unwrap());
+    for (pattern, covers_agent, covers_cluster) in [
+        ("a", true, false),
+        ("*", true, false),
+        ("b", false, false),
+        ("*.example.com", true, true),
+        ("*.b.example.com", false, false),
+    ] {
+        let pattern: AgentPattern = pattern.parse().unwrap();
+        assert_eq!(
+            pattern.covers(Whose::Agent(&agent), &own),
+            covers_agent,
+            "{pattern}"
+        );
+        assert_eq!(
+            pattern.covers(Whose::Cluster(&text), &own),
+            covers_cluster,
+            "{pattern}"
+        );
+    }
+}

@@ -182,3 +182,45 @@ fn names_are_found_by_text_in_a_map() {
     assert_eq!(map.get("foo"), Some(&1));
     assert_eq!(map.get("bar"), None);
 }
+
+#[test]
+fn agent_names_are_of_agents_or_of_clusters() {
+    let agent: AgentName = "a1".parse().unwrap();
+    assert_eq!(agent.node(), Some("a1".parse().unwrap()));
+    assert_eq!((agent.is_cluster(), agent.cluster()), (false, None));
+    let cluster: AgentName = "b.example.com".parse().unwrap();
+    assert_eq!(cluster.cluster(), Some("b.example.com".parse().unwrap()));
+    assert_eq!((cluster.is_cluster(), cluster.node()), (true, None));
+    assert_eq!(AgentName::from(agent.node().unwrap()), agent);
+    assert_eq!(AgentName::from(cluster.cluster().unwrap()), cluster);
+    for bad in ["", "A", "a_b", "a.", ".a", "-a.b", &"a".repeat(64)] {
+        assert!(bad.parse::<AgentName>().is_err(), "{bad}");
+    }
+    let longest = cluster_of(CLUSTER_BYTES_MAX);
+    assert!(longest.parse::<AgentName>().is_ok());
+    assert!(format!("{longest}a").parse::<AgentName>().is_err());
+}
+
+/// The longest match is what is meant: `a.example.com` is a cluster where it is known as one.
+#[test]
+fn clusters_behind_references() {
+    let find = |text: &str, known: &[&str]| {
+        let agent: AgentRef = text.parse().unwrap();
+        let found = agent.cluster_in(|cluster| known.contains(&cluster.as_str()));
+        found.map(|cluster| cluster.to_string())
+    };
+    let both = ["example.com", "a.example.com"];
+    for (text, known, expected) in [
+        ("a1", &both[..], None),
+        ("example.com", &both, Some("example.com")),
+        ("a.example.com", &both, Some("a.example.com")),
+        ("a.example.com", &both[..1], Some("example.com")),
+        ("b.example.com", &both, Some("example.com")),
+        ("b.a.example.com", &both, Some("a.example.com")),
+        ("c.b.a.example.com", &both, None),
+        ("a.example.org", &both, None),
+        ("a.example.com", &[], None),
+    ] {
+        assert_eq!(find(text, known).as_deref(), expected, "{text} {known:?}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Why a frame of routes was refused.
 
-use crate::name::NodeName;
+use crate::name::AgentName;
 use crate::wire::RoutesPosition;
 
 /// Why a frame of routes was refused. Whatever it is, the stream is to be given up; the next one is
@@ -41,7 +41,7 @@ pub enum RoutesError {
     #[error("the rows are not in ascending order at agent {agent}")]
     Order {
         /// The agent of the row that is not behind the one before it.
-        agent: NodeName,
+        agent: AgentName,
     },
     /// The snapshot has not as many rows as it announced. It is given up.
     #[error("a snapshot announced {announced} rows, and has {came} or more")]
@@ -56,14 +56,14 @@ pub enum RoutesError {
     #[error("a delta adds a row of agent {agent} that the copy has already")]
     RowHeld {
         /// The agent.
-        agent: NodeName,
+        agent: AgentName,
     },
     /// The delta removes a row that is not there. Nothing changed but that the copy is no longer
     /// taken for complete.
     #[error("a delta removes a row of agent {agent} that the copy has not")]
     RowUnknown {
         /// The agent.
-        agent: NodeName,
+        agent: AgentName,
     },
     /// There are copies of too many owners. Nothing changed.
     #[error("copies of {owners_max} owners are kept, and that is the limit")]

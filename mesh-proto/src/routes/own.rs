@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use super::{ENVELOPE_BYTES_MAX, FRAME_BYTES_MIN, Head, Limits, RoutesError, row_bytes};
-use crate::name::NodeName;
+use crate::name::AgentName;
 use crate::wire::{
     CONTROL_BYTES_MAX, Ext, ROUTES_ROWS_MAX, RoutesApplied, RoutesDelta, RoutesFrame,
     RoutesPosition, RoutesRows, RoutesSnapshot, Row,
@@ -69,7 +69,7 @@ impl OwnRoutes {
     }
 
     /// One more session of an agent's instance. Returns the sequence that has the row.
-    pub fn add(&mut self, agent: NodeName, instance: [u8; 16]) -> u64 {
+    pub fn add(&mut self, agent: AgentName, instance: [u8; 16]) -> u64 {
         match self.rows.entry(Row { agent, instance }) {
             Entry::Occupied(mut sessions) => *sessions.get_mut() += 1,
             Entry::Vacant(row) => {
@@ -86,7 +86,7 @@ impl OwnRoutes {
 
     /// One session less; the row goes with the last one. Nothing happens if there is none. Returns
     /// the sequence afterwards.
-    pub fn remove(&mut self, agent: &NodeName, instance: &[u8; 16]) -> u64 {
+    pub fn remove(&mut self, agent: &AgentName, instance: &[u8; 16]) -> u64 {
         let row = Row {
             agent: agent.clone(),
             instance: *instance,
@@ -121,7 +121,7 @@ impl OwnRoutes {
 
     /// Whether there is a session of that agent.
     #[must_use]
-    pub fn holds(&self, agent: &NodeName) -> bool {
+    pub fn holds(&self, agent: &AgentName) -> bool {
         let first = Row {
             agent: agent.clone(),
             instance: [0; 16],
@@ -192,7 +192,8 @@ impl OwnRoutes {
             if changed.remove(&change.row).is_some() {
                 bytes -= size;
             } else {
-                if bytes + size > self.frame_rows_bytes_max || changed.len() == ROUTES_ROWS_MAX {
+                let is_full = bytes > 0 && bytes + size > self.frame_rows_bytes_max;
+                if is_full || changed.len() == ROUTES_ROWS_MAX {
                     break;
                 }
                 changed.insert(&change.row, change.added);
@@ -251,7 +252,8 @@ impl OwnRoutes {
             };
             let Some(row) = row.copied() else { break true };
             bytes += row_bytes(row);
-            if bytes > self.frame_rows_bytes_max || rows.len() == ROUTES_ROWS_MAX {
+            let is_full = !rows.is_empty() && bytes > self.frame_rows_bytes_max;
+            if is_full || rows.len() == ROUTES_ROWS_MAX {
                 break false;
             }
             rows.push(row.clone());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::table::{OwnerId, Table};
 use super::{Head, Limits, RoutesError};
-use crate::name::NodeName;
+use crate::name::{AgentName, NodeName};
 use crate::wire::{
     Ext, RoutesApplied, RoutesDelta, RoutesFrame, RoutesPosition, RoutesRows, RoutesSnapshot, Row,
 };
@@ -257,7 +257,7 @@ impl PeerRoutes {
     }
 
     /// The owners that claim the agent, each once.
-    pub fn holders(&self, agent: &NodeName) -> impl Iterator<Item = &NodeName> {
+    pub fn holders(&self, agent: &AgentName) -> impl Iterator<Item = &NodeName> {
         self.table
             .holders(agent.as_str())
             .filter_map(|id| self.owner(id))
@@ -265,7 +265,7 @@ impl PeerRoutes {
 
     /// Who claims which instance of the agent, instance by instance. Several instances are clones,
     /// or one that has just started anew.
-    pub fn instances(&self, agent: &NodeName) -> impl Iterator<Item = (&NodeName, &[u8; 16])> {
+    pub fn instances(&self, agent: &AgentName) -> impl Iterator<Item = (&NodeName, &[u8; 16])> {
         self.table
             .instances(agent.as_str())
             .filter_map(|(id, instance)| Some((self.owner(id)?, instance)))
@@ -332,9 +332,9 @@ impl PeerRoutes {
     /// Agents in order of their names, for status pages: at most `agents_max`, behind `after`.
     pub fn agents(
         &self,
-        after: Option<&NodeName>,
+        after: Option<&AgentName>,
         agents_max: usize,
-    ) -> impl Iterator<Item = &NodeName> {
+    ) -> impl Iterator<Item = &AgentName> {
         self.table.agents(after).take(agents_max)
     }
 

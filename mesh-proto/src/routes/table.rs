@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::ops::Bound;
 
-use crate::name::NodeName;
+use crate::name::AgentName;
 use crate::wire::Row;
 
 /// An owner, as the table calls it.
@@ -16,7 +16,7 @@ pub(super) type OwnerId = u16;
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    agents: BTreeMap<NodeName, Claims>,
+    agents: BTreeMap<AgentName, Claims>,
     rows: usize,
 }
 
@@ -125,13 +125,13 @@ impl Table {
     }
 
     /// Agents in order of their names.
-    pub(super) fn agents(&self, after: Option<&NodeName>) -> impl Iterator<Item = &NodeName> {
+    pub(super) fn agents(&self, after: Option<&AgentName>) -> impl Iterator<Item = &AgentName> {
         let range = (
             after.map_or(Bound::Unbounded, Bound::Excluded),
             Bound::Unbounded,
         );
         self.agents
-            .range::<NodeName, _>(range)
+            .range::<AgentName, _>(range)
             .map(|(agent, _)| agent)
     }
 }

@@ -1,12 +1,11 @@
 //! Rules one by one; the whole is held against a model in `tests/routes_model.rs`.
 
 use super::*;
-use crate::name::NodeName;
 use crate::wire::{Ext, RoutesApplied, RoutesDelta, RoutesFrame, RoutesRows, RoutesSnapshot};
 
 mod hostile;
 
-fn name(text: &str) -> NodeName {
+fn name<T: std::str::FromStr<Err = crate::name::InvalidName>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
@@ -348,7 +347,7 @@ fn lists_are_in_order_and_bounded() {
         let after = after.map(name);
         let page: Vec<_> = copies
             .agents(after.as_ref(), agents_max)
-            .map(NodeName::to_string)
+            .map(ToString::to_string)
             .collect();
         page.join(" ")
     };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::codec;
 use super::frame::{Ext, Frame, FrameHeader, WireError};
 use super::limits::{CONTROL_BYTES_MAX, ROUTES_ROWS_MAX};
-use crate::name::NodeName;
+use crate::name::AgentName;
 
 const ROUTES_SNAPSHOT: u16 = 0x0501;
 const ROUTES_ROWS: u16 = 0x0502;
@@ -23,7 +23,7 @@ const ROUTES_APPLIED: u16 = 0x0581;
 pub struct Row {
     /// The agent.
     #[serde(serialize_with = "serialize_name")]
-    pub agent: NodeName,
+    pub agent: AgentName,
     /// Which process of that name: what its hello says.
     pub instance: [u8; 16],
 }
@@ -59,7 +59,7 @@ pub struct OpenRoutes {
 pub struct OpenFind {
     /// The agent.
     #[serde(serialize_with = "serialize_name")]
-    pub agent: NodeName,
+    pub agent: AgentName,
     /// Entries of later versions.
     #[serde(with = "codec::ext")]
     pub ext: Ext,
@@ -189,7 +189,7 @@ impl Frame for RoutesReaderFrame {
 }
 
 /// The same bytes as by `Display`, without a text made for each row.
-fn serialize_name<S: Serializer>(name: &NodeName, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_name<S: Serializer>(name: &AgentName, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(name.as_str())
 }
 

@@ -20,6 +20,7 @@ const OPEN_DIAL: u16 = 0x0002;
 const OPEN_ROUTES: u16 = 0x0003;
 const OPEN_ADMIN: u16 = 0x0004;
 const OPEN_FIND: u16 = 0x0005;
+const OPEN_CLUSTER_ROUTES: u16 = 0x0006;
 const OPENED: u16 = 0x0101;
 const REFUSED: u16 = 0x0102;
 
@@ -36,6 +37,9 @@ pub enum Open {
     Find(OpenFind),
     /// From a user to a proxy: HTTP/1.1 follows the answer, the admin API.
     Admin(OpenAdmin),
+    /// Between proxies: which other clusters are connected to the other one, from now on. They have a
+    /// stream of their own, since a reader of routes takes no name with a dot.
+    ClusterRoutes(OpenRoutes),
 }
 
 /// Opens the control stream of a connection.
@@ -88,6 +92,9 @@ impl Frame for Open {
             Self::Routes(body) => codec::encode_frame::<Self>(OPEN_ROUTES, body, out),
             Self::Find(body) => codec::encode_frame::<Self>(OPEN_FIND, body, out),
             Self::Admin(body) => codec::encode_frame::<Self>(OPEN_ADMIN, body, out),
+            Self::ClusterRoutes(body) => {
+                codec::encode_frame::<Self>(OPEN_CLUSTER_ROUTES, body, out)
+            }
         }
     }
 
@@ -108,6 +115,8 @@ impl Frame for Open {
             OPEN_ADMIN => {
                 codec::decode_body::<Self, _>(header, body).map(|body| Some(Self::Admin(body)))
             }
+            OPEN_CLUSTER_ROUTES => codec::decode_body::<Self, _>(header, body)
+                .map(|body| Some(Self::ClusterRoutes(body))),
             _ => codec::unknown(header, body),
         }
     }
@@ -151,6 +160,9 @@ pub struct Refused {
 /// The tag of a [`Refused`] by a proxy that is about to leave itself. Its bytes are empty.
 const PROXY_LEAVES: u16 = 1;
 
+/// The tag of a [`Refused`] that another cluster has said, for whom the dial was. Its bytes are empty.
+const OTHER_CLUSTER: u16 = 2;
+
 impl Refused {
     /// A refusal whose message is as it will travel.
     #[must_use]
@@ -167,6 +179,20 @@ impl Refused {
     pub fn by_leaving_proxy(mut self) -> Self {
         self.ext.push((PROXY_LEAVES, Vec::new()));
         self
+    }
+
+    /// The same, said by the cluster for whom the dial was: that this one has a way there is not in
+    /// doubt, whatever the reason.
+    #[must_use]
+    pub fn by_other_cluster(mut self) -> Self {
+        self.ext.push((OTHER_CLUSTER, Vec::new()));
+        self
+    }
+
+    /// Whether the cluster for whom the dial was has said this.
+    #[must_use]
+    pub fn is_by_other_cluster(&self) -> bool {
+        self.ext.iter().any(|(tag, _)| *tag == OTHER_CLUSTER)
     }
 
     /// Whether the proxy that says this is about to leave. [`Reason::Draining`] alone may as well be

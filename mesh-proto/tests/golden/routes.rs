@@ -26,6 +26,39 @@ fn open_routes() {
 }
 
 #[test]
+fn open_cluster_routes() {
+    pinned(
+        &Open::ClusterRoutes(OpenRoutes::default()),
+        &["00000002 0006", "00 00"],
+    );
+    pinned(
+        &Open::ClusterRoutes(OpenRoutes {
+            have: Some(RoutesPosition {
+                epoch: 4,
+                sequence: 70_000,
+            }),
+            ext: ext(),
+        }),
+        &["00000010 0006", "01 04 fc70110100", EXT],
+    );
+}
+
+#[test]
+fn rows_of_clusters_are_like_those_of_agents() {
+    pinned(
+        &RoutesFrame::Rows(RoutesRows {
+            rows: vec![row("b.io", 1)],
+            last: true,
+            ext: Ext::new(),
+        }),
+        &[
+            "00000018 0502",
+            "01 04 622e696f 01010101010101010101010101010101 01 00",
+        ],
+    );
+}
+
+#[test]
 fn open_find() {
     pinned(
         &Open::Find(OpenFind {

@@ -366,7 +366,7 @@ impl Owner {
             }
         );
         for agent in AGENTS {
-            let agent: NodeName = agent.parse().unwrap();
+            let agent: mesh_proto::name::AgentName = agent.parse().unwrap();
             let held = truth.iter().any(|row| row.agent == agent);
             assert_eq!(self.routes.holds(&agent), held, "{agent}");
         }
@@ -378,7 +378,7 @@ impl Reader {
     fn check(&self, owners: &[Owner]) {
         let mut agents_of_all = BTreeSet::new();
         for agent in AGENTS {
-            let agent: NodeName = agent.parse().unwrap();
+            let agent: mesh_proto::name::AgentName = agent.parse().unwrap();
             let claims: BTreeSet<(&NodeName, &[u8; 16])> = (owners.iter().zip(&self.seen))
                 .flat_map(|(owner, seen)| seen.rows.iter().map(move |row| (&owner.name, row)))
                 .filter(|(_, row)| row.agent == agent)

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use axum::{Extension, middleware};
 use mesh_proto::grant::May;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::AgentName;
 
 use super::drain::{DrainAsk, NotNow};
 use super::{rights, tunnels};
@@ -108,7 +108,7 @@ async fn route(State(api): State<Arc<Api>>, Path(agent): Path<String>) -> Respon
     let Some(proxy) = api.proxy() else {
         return not_a_proxy();
     };
-    match agent.parse::<NodeName>() {
+    match agent.parse::<AgentName>() {
         Ok(agent) => Json(proxy.route(&agent)).into_response(),
         Err(error) => refused(StatusCode::BAD_REQUEST, error.to_string()),
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{Cluster, NodeName};
 use mesh_proto::pool::can_be_dialled;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Open, OpenControl, ProxyFrame, ProxyHello, Refused, Service,
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::failures::What;
 use super::metrics::ConnectResult;
+use super::realm::Realm;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
 use crate::quic::frames::FrameReader;
@@ -51,7 +52,7 @@ impl ProxyConnection {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error(
-        "`{address}` cannot be resolved ({error}); check agent.proxies, and the resolver of this host"
+        "`{address}` cannot be resolved ({error}); check agent.proxies, or the tunnel's addresses, and the resolver of this host"
     )]
     Resolve { address: String, error: io::Error },
     #[error(
@@ -73,7 +74,7 @@ pub(super) enum ConnectError {
     )]
     Undialable { address: String, found: SocketAddr },
     #[error(
-        "{remote} and this agent do not trust each other ({error}); check both certificates with `node certs show`: the same cluster, the same authority, not expired"
+        "{remote} and this agent do not trust each other ({error}); check both certificates with `node certs show`: the same cluster, the same authority, not expired; and of a tunnel, that each cluster has the other one in a [[trust]]"
     )]
     Untrusted {
         remote: SocketAddr,
@@ -90,6 +91,8 @@ pub(super) enum ConnectError {
     },
     #[error("the proxy at {remote} broke the protocol: {error}")]
     Protocol { remote: SocketAddr, error: String },
+    #[error("the cluster {cluster} is not trusted here any more (its [[trust]] is gone)")]
+    NotTrusted { cluster: Cluster },
     #[error("it advertises no address")]
     NoAddress,
     #[error(transparent)]
@@ -101,7 +104,7 @@ impl ConnectError {
         match self {
             Self::Resolve { .. } | Self::Undialable { .. } => ConnectResult::ResolveFailed,
             Self::Timeout { .. } | Self::Silent { .. } => ConnectResult::Timeout,
-            Self::Untrusted { .. } => ConnectResult::Untrusted,
+            Self::Untrusted { .. } | Self::NotTrusted { .. } => ConnectResult::Untrusted,
             Self::Refused { .. } => ConnectResult::Refused,
             Self::Connection { .. }
             | Self::Protocol { .. }
@@ -252,8 +255,16 @@ async fn connect_to(
         .node_metrics
         .udp_rcvbuf_bytes
         .set(i64::try_from(receive_buffer_bytes).unwrap_or(i64::MAX));
-    let client = endpoint::agent_client_config(&parts, proxy)?;
-    let server_name = common.cluster.proxy_dns_name();
+    let client = match &shared.realm {
+        Realm::Own => endpoint::agent_client_config(&parts, proxy)?,
+        Realm::Other(other) => {
+            let authority = other.authority().ok_or_else(|| ConnectError::NotTrusted {
+                cluster: other.cluster.clone(),
+            })?;
+            endpoint::tunnel_client_config(&parts, &authority, proxy)?
+        }
+    };
+    let server_name = shared.cluster().proxy_dns_name();
     let timeout = common.quic.handshake_timeout;
     let connecting = endpoint
         .connect_with(client, remote, &server_name)

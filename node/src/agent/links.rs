@@ -85,6 +85,12 @@ impl Links {
         live.into_iter().map(|(_, link)| link).collect()
     }
 
+    /// All of them.
+    pub(super) fn connections(&self) -> Vec<Connection> {
+        let links = self.lock();
+        links.iter().map(|link| link.connection.clone()).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,14 +7,16 @@ mod failures;
 mod links;
 pub mod metrics;
 mod pool;
+pub(crate) mod realm;
 mod report;
 mod session;
 mod target;
+pub(crate) mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::name::InvalidName;
+use mesh_proto::name::{Cluster, InvalidName};
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -23,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::dialer::{DialRefused, Dialer, DialerError};
 use self::metrics::AgentMetrics;
+use self::realm::Realm;
 pub(crate) use self::report::Observer;
 use crate::clock::WallClock;
 use crate::config::AgentConfig;
@@ -41,6 +44,8 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: AgentConfig,
+    /// Where the connections lead.
+    pub(crate) realm: Realm,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) random: Random,
     pub(crate) clock: WallClock,
@@ -56,10 +61,36 @@ pub(crate) struct Shared {
     started: Instant,
     /// Connections whose hello has arrived.
     pub(crate) connected: watch::Sender<usize>,
+    /// When the last of them ended, or it all began.
+    down_since: std::sync::Mutex<Instant>,
     /// When the agent leaves: its deadline.
     pub(crate) leaving: watch::Sender<Option<Instant>>,
     /// Cancelled at the deadline: what still runs is cut.
     pub(crate) cut: CancellationToken,
+}
+
+impl Shared {
+    /// The cluster of the proxies.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        match &self.realm {
+            Realm::Own => &self.config.common.cluster,
+            Realm::Other(other) => &other.cluster,
+        }
+    }
+
+    fn down_since(&self) -> Instant {
+        *self
+            .down_since
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn set_down(&self) {
+        *self
+            .down_since
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+    }
 }
 
 /// An agent could not start. Nothing is left running.
@@ -148,12 +179,13 @@ impl Agent {
         let metrics = AgentMetrics::new(&parts.registry)?;
         let quic = &config.common.quic;
         let shared = Arc::new(Shared {
+            realm: Realm::Own,
             network: parts.network,
             hooks: parts.hooks,
             instance: parts.random.bytes(),
             keys: EndpointKeys::random(&mut parts.random.generator()),
             pool: Arc::new(pool::PoolState::new(
-                pool::of_config(&config),
+                pool::of_config(&config, &config.common.cluster),
                 parts.random.generator(),
             )),
             links: Arc::default(),
@@ -168,6 +200,7 @@ impl Agent {
             metrics,
             started: Instant::now(),
             connected: watch::Sender::new(0),
+            down_since: std::sync::Mutex::new(Instant::now()),
             leaving: watch::Sender::new(None),
             cut: CancellationToken::new(),
             config,
@@ -197,6 +230,12 @@ impl Agent {
     #[must_use]
     pub fn connected(&self) -> watch::Receiver<usize> {
         self.shared.connected.subscribe()
+    }
+
+    /// Notes whether a reload of the config went well.
+    pub(crate) fn reloaded(&self, successful: bool) {
+        let gauge = &self.shared.node_metrics.last_reload_successful;
+        gauge.set(successful.into());
     }
 
     /// What the admin API tells of the agent.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{Cluster, NodeName};
 use mesh_proto::pool::{
     Action, Counts, Draw, Ignored, LetGo, Limits, Member, MemberState, Pool, Reached, Verdict, Whom,
 };
@@ -115,14 +115,14 @@ impl PoolState {
         }
     }
 
-    fn log_failure(&self, place: &str, error: &ConnectError) {
+    fn log_failure(&self, cluster: &Cluster, place: &str, error: &ConnectError) {
         if self.is_news(place, What::Connect, error.gist()) {
             tracing::warn!(
-                address = place,
+                %cluster, address = place,
                 "cannot connect to a proxy, and will go on trying: {error}"
             );
         } else {
-            tracing::debug!(address = place, "cannot connect to a proxy: {error}");
+            tracing::debug!(%cluster, address = place, "cannot connect to a proxy: {error}");
         }
     }
 
@@ -284,11 +284,11 @@ fn member(member: wire::Member) -> Member {
     }
 }
 
-/// The pool of an agent's config.
-pub(super) fn of_config(config: &crate::config::AgentConfig) -> Pool {
+/// The pool of an agent's config, towards the proxies of `cluster`.
+pub(super) fn of_config(config: &crate::config::AgentConfig, cluster: &Cluster) -> Pool {
     Pool::new(
         config.common.name.clone(),
-        config.common.cluster.as_str(),
+        cluster.as_str(),
         config.proxies.clone(),
         config.connection_count,
         Limits::default(),
@@ -406,7 +406,7 @@ async fn link(
         },
         Err(error) => {
             shared.metrics.connect(error.result());
-            lease.state.log_failure(&place, &error);
+            lease.state.log_failure(shared.cluster(), &place, &error);
         }
     }
 }
@@ -417,7 +417,7 @@ fn announce(shared: &Shared, connected: &connect::ProxyConnection) {
     let remote = connected.connection.remote_address();
     shared.metrics.connect(ConnectResult::Ok);
     tracing::info!(
-        proxy = %hello.name, group = %hello.group, generation = %hello.generation,
+        cluster = %hello.cluster, proxy = %hello.name, group = %hello.group, generation = %hello.generation,
         epoch = hello.epoch, %remote, version = hello.version, "connected to a proxy"
     );
     shared.hooks.connected(&Connected {

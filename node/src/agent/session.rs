@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::close::{CloseCode, ResetCode};
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{Cluster, NodeName};
 use mesh_proto::pool::LetGo;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{AgentFrame, Answer, Leaving, Open, Opened, ProxyFrame, Refused, WireError};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::connect::ProxyConnection;
 use super::ending::Ending;
 use super::pool::Lease;
+use super::realm::Realm;
 use super::{CLOSE_GRACE, Shared, target};
 use crate::forward;
 use crate::metrics::StreamMeter;
@@ -45,7 +46,12 @@ impl<'a> Standing<'a> {
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         let Self { shared, ending } = self;
-        shared.connected.send_modify(|connected| *connected -= 1);
+        shared.connected.send_modify(|connected| {
+            *connected -= 1;
+            if *connected == 0 {
+                shared.set_down();
+            }
+        });
         shared.metrics.disconnect(*ending);
     }
 }
@@ -70,6 +76,12 @@ pub(super) async fn run(
     let registered = shared
         .links
         .register(hello.name.clone(), connection.clone());
+    if let Realm::Other(other) = &shared.realm
+        && let Err(why) = other.judge(&connection)
+    {
+        // Trust may have changed since the handshake; from now on, whoever changes it sees this one.
+        connection.close(CloseCode::Untrusted.code().into(), why.as_bytes());
+    }
     let link = &registered.link;
     let mut own_dials = link.watch();
     let mut standing = Standing::new(shared);
@@ -86,7 +98,7 @@ pub(super) async fn run(
         let asked_to_leave = agent_leaves.or_else(|| {
             let why = let_go_now?;
             if leave_until.is_none() {
-                tracing::info!(proxy = %hello.name, why = why.as_str(), "letting a proxy go");
+                tracing::info!(cluster = %hello.cluster, proxy = %hello.name, why = why.as_str(), "letting a proxy go");
             }
             Some(Instant::now() + shared.config.common.drain_deadline)
         });
@@ -144,6 +156,14 @@ pub(super) async fn run(
             },
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
+                    if let Realm::Other(other) = &shared.realm {
+                        let answered = other.answers.answer(&hello.name, send, recv);
+                        let cut = shared.cut.clone();
+                        streams.spawn(async move {
+                            cut.run_until_cancelled(answered).await;
+                        });
+                        continue;
+                    }
                     let (shared, rtt) = (shared.clone(), connection.rtt());
                     streams.spawn(async move {
                         let cut = shared.cut.clone();
@@ -187,7 +207,14 @@ pub(super) async fn run(
     } else {
         Ending::of(&reason)
     };
-    log_end(lease, &hello.name, standing.ending, &reason, broken);
+    log_end(
+        lease,
+        shared.cluster(),
+        &hello.name,
+        standing.ending,
+        &reason,
+        broken,
+    );
     drop(standing);
     // The streams have failed with the connection, and the sockets behind them are being reset.
     streams.shutdown(CLOSE_GRACE).await;
@@ -196,14 +223,15 @@ pub(super) async fn run(
 
 fn log_end(
     lease: &Lease,
+    cluster: &Cluster,
     proxy: &NodeName,
     ending: Ending,
     reason: &ConnectionError,
     broken: Option<String>,
 ) {
     match ending {
-        Ending::Left => tracing::info!(%proxy, %reason, "left the proxy"),
-        Ending::ProxyLeft => tracing::info!(%proxy, %reason, "the proxy has left"),
+        Ending::Left => tracing::info!(%cluster, %proxy, %reason, "left the proxy"),
+        Ending::ProxyLeft => tracing::info!(%cluster, %proxy, %reason, "the proxy has left"),
         Ending::IdleTimeout
         | Ending::ClosedByProxy
         | Ending::Reset
@@ -214,9 +242,9 @@ fn log_end(
                 |broken| format!("the proxy broke the protocol: {broken}"),
             );
             if lease.is_lost_news(proxy, ending) {
-                tracing::warn!(%proxy, reason = why, "lost the connection to a proxy, and will connect again");
+                tracing::warn!(%cluster, %proxy, reason = why, "lost the connection to a proxy, and will connect again");
             } else {
-                tracing::debug!(%proxy, reason = why, "lost the connection to a proxy again");
+                tracing::debug!(%cluster, %proxy, reason = why, "lost the connection to a proxy again");
             }
         }
     }
@@ -242,10 +270,12 @@ async fn serve_stream(shared: Arc<Shared>, rtt: Duration, send: SendStream, mut 
             Reason::Unsupported,
             "an agent has a control stream with its proxy already",
         )),
-        Ok(Ok(Open::Routes(_) | Open::Find(_) | Open::Admin(_))) => Err(Refused::new(
-            Reason::Unsupported,
-            "an agent has no routes: proxies tell them to each other",
-        )),
+        Ok(Ok(Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) | Open::Admin(_))) => {
+            Err(Refused::new(
+                Reason::Unsupported,
+                "an agent has no routes: proxies tell them to each other",
+            ))
+        }
         Ok(Err(FrameError::Wire(error @ WireError::UnknownFrame { .. }))) => Err(Refused::new(
             Reason::Unsupported,
             &format!(

@@ -11,8 +11,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::CliError;
 use super::config::SourceArgs;
-use crate::app::{self, Parts, Runtimes};
-use crate::config::{self, LogConfig, LogFormat};
+use crate::app::{self, Bound, Parts, Runtimes};
+use crate::config::{self, LogConfig, LogFormat, Sources};
 
 /// Arguments of a node.
 #[derive(Debug, Args)]
@@ -26,8 +26,8 @@ pub struct RunArgs {
 /// # Errors
 /// Wrong configuration, or a node that could not start.
 pub fn run(args: &RunArgs) -> Result<(), CliError> {
-    let loaded = config::load(&args.source.sources())
-        .map_err(|errors| CliError::Usage(errors.to_string()))?;
+    let sources = args.source.sources();
+    let loaded = config::load(&sources).map_err(|errors| CliError::Usage(errors.to_string()))?;
     init_log(&loaded.config.common().log)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -36,6 +36,9 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     let threads = Threads::start(shards)?;
     let outcome = threads.main.block_on(async {
         let mut signals = Signals::new()?;
+        // SIGHUP has a node read its config anew.
+        let mut hangups = signal(SignalKind::hangup())
+            .map_err(|error| CliError::Failed(format!("cannot listen for signals: {error}")))?;
         let parts = Parts {
             runtimes: threads.runtimes(),
             ..Parts::current()
@@ -49,6 +52,10 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
                 name = signals.next() => {
                     tracing::info!(signal = name, "ending; a second signal ends at once");
                     break;
+                }
+                Some(()) = hangups.recv() => {
+                    reload(&bound, &sources).await;
+                    continue;
                 }
                 () = bound.drain_asked() => {}
             }
@@ -74,6 +81,50 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     });
     threads.stop();
     outcome
+}
+
+/// Reads the config anew and takes over what can be; an error leaves everything as it is.
+async fn reload(bound: &Bound, sources: &Sources) {
+    let sources = sources.clone();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "files may lie on a slow disk, and this thread serves connections"
+    )]
+    let loaded = tokio::task::spawn_blocking(move || config::load(&sources)).await;
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            tracing::error!(%error, "reading the config anew failed; nothing has changed");
+            return;
+        }
+    };
+    let warnings = loaded
+        .as_ref()
+        .map(|loaded| loaded.warnings.clone())
+        .unwrap_or_default();
+    match bound.reload(loaded.map(|loaded| loaded.config)) {
+        Ok(change) => {
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            let named = |clusters: &[mesh_proto::name::Cluster]| {
+                let names: Vec<&str> = clusters.iter().map(|cluster| cluster.as_str()).collect();
+                names.join(",")
+            };
+            tracing::info!(
+                trust_added = named(&change.added),
+                trust_removed = named(&change.removed),
+                trust_changed = named(&change.changed),
+                "reloaded [[trust]] of the config; other sections take effect at the next start"
+            );
+        }
+        Err(error) => {
+            tracing::error!(
+                error = %error.to_string().replace('\n', "; "),
+                "the config was not reloaded, and nothing has changed"
+            );
+        }
+    }
 }
 
 /// Starts logging to standard error.

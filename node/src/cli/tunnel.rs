@@ -284,7 +284,11 @@ fn list_text(list: &Tunnels) -> String {
 
 fn state_text(tunnel: &TunnelReport) -> String {
     match (tunnel.connected, tunnel.wanted, &tunnel.why) {
-        (_, _, Some(why)) => format!("{}: {}", tunnel.state, why.replace('\n', "; ")),
+        (_, _, Some(why)) => {
+            let since = tunnel.failing_seconds;
+            let time = since.map_or_else(String::new, |since| format!(" for {}", span(since)));
+            format!("{}{time}: {}", tunnel.state, why.replace('\n', "; "))
+        }
         (Some(connected), Some(wanted), None) => {
             format!("{} {connected} of {wanted}", tunnel.state)
         }

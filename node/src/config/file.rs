@@ -195,6 +195,7 @@ table!(
         ingress: Vec<IngressShape>,
         grant: Vec<GrantShape>,
         store: StoreShape,
+        trust: Vec<TrustShape>,
         log: LogShape,
         metrics: MetricsShape,
         admin: AdminShape,
@@ -246,6 +247,7 @@ table!(
         duplicate_names: Text,
         expected_agents_file: Text,
         state_dir: Text,
+        allow: Texts,
     }
 );
 
@@ -314,6 +316,15 @@ table!(
     /// `[store]`
     StoreShape {
         url: Text,
+    }
+);
+
+table!(
+    /// `[[trust]]`
+    TrustShape {
+        cluster: Text,
+        ca: Text,
+        allow: Texts,
     }
 );
 

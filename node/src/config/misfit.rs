@@ -4,9 +4,6 @@ use toml::de::DeValue;
 
 use super::errors::{nearest, quoted};
 
-/// What the documentation describes and this version does not do.
-const UNSUPPORTED: [&str; 2] = ["trust", "proxy.allow"];
-
 /// What an error of deserialization says, in the words of this crate.
 pub(super) struct Misfit {
     pub(super) what: String,
@@ -49,13 +46,6 @@ impl Misfit {
 
     /// `rest` is as in "`lisen`, expected one of `listen`, `advertise`".
     fn unknown(rest: &str, key: &str) -> Self {
-        if UNSUPPORTED.contains(&key) {
-            return Self {
-                what: "is not supported by this version of node".into(),
-                remedy: "remove it".into(),
-                meant: None,
-            };
-        }
         let known: Vec<&str> = rest
             .rsplit_once(", expected ")
             .map(|(_, known)| known.split('`').skip(1).step_by(2).collect())

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::Credentials;
+use certs::{Credentials, ForeignAuthority};
 use mesh_proto::allow::AllowList;
 use mesh_proto::grant::Grant;
 use mesh_proto::name::{AgentRef, Cluster, Generation, Group, NodeName, ServiceName};
@@ -108,6 +108,21 @@ pub struct ProxyConfig {
     pub grants: Vec<Grant>,
     /// Where tunnel resources are kept; without it there are none.
     pub store: Option<StoreUrl>,
+    /// What principals of this cluster may reach through this proxy itself.
+    pub allow: AllowList,
+    /// Other clusters, by their names: whose proxies may connect here, and be dialled.
+    pub trust: Vec<TrustConfig>,
+}
+
+/// Another cluster that this one trusts.
+#[derive(Debug, Clone)]
+pub struct TrustConfig {
+    /// Its name.
+    pub cluster: Cluster,
+    /// What vouches for its proxies.
+    pub authority: ForeignAuthority,
+    /// What it may reach through this cluster's proxies themselves.
+    pub allow: AllowList,
 }
 
 impl ProxyConfig {
@@ -129,6 +144,8 @@ impl ProxyConfig {
             ingresses: Vec::new(),
             grants: Vec::new(),
             store: None,
+            allow: AllowList::default(),
+            trust: Vec::new(),
         }
     }
 }

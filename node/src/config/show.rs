@@ -7,12 +7,12 @@ use mesh_proto::grant::Grant;
 use super::file::{
     AdminAuthShape, AdminShape, AgentShape, GrantShape, IngressAuthShape, IngressShape,
     IngressTlsShape, LogShape, MetricsShape, Number, ProxyShape, QuicShape, ServiceShape, Shape,
-    Size, StoreShape, Switch, Text, Texts, Time, TlsShape,
+    Size, StoreShape, Switch, Text, Texts, Time, TlsShape, TrustShape,
 };
 use super::load::{Origins, Role};
 use super::model::{
     AdminListen, AgentConfig, CommonConfig, Congestion, DuplicateNames, IngressConfig, IngressKind,
-    LogFormat, NodeConfig, ProxyConfig, QuicConfig,
+    LogFormat, NodeConfig, ProxyConfig, QuicConfig, TrustConfig,
 };
 use super::units::{format_duration, format_size};
 use crate::store::StoreUrl;
@@ -40,6 +40,14 @@ pub(super) fn effective(config: &NodeConfig, written: &Shape, origins: &Origins)
             shape.store = proxy.store.as_ref().map(|url| StoreShape {
                 url: text(&absolute(url)),
             });
+            shape.trust = Some(
+                proxy
+                    .trust
+                    .iter()
+                    .enumerate()
+                    .map(|(index, trust)| trust_shape(index, trust, written, &paths))
+                    .collect(),
+            );
         }
         NodeConfig::Agent(agent) => {
             shape.role = text(&Role::Agent);
@@ -151,6 +159,7 @@ fn proxy_shape(proxy: &ProxyConfig, written: &Shape, paths: &Paths<'_>) -> Proxy
             "proxy.state_dir",
             section.and_then(|section| section.state_dir.as_ref()),
         ),
+        allow: texts(&proxy.allow.0),
     }
 }
 
@@ -204,6 +213,23 @@ fn grant_shape(grant: &Grant) -> GrantShape {
         may: texts(&grant.may),
         agents: grant.agents.as_ref().and_then(texts),
         targets: grant.targets.as_ref().and_then(texts),
+    }
+}
+
+fn trust_shape(
+    index: usize,
+    trust: &TrustConfig,
+    written: &Shape,
+    paths: &Paths<'_>,
+) -> TrustShape {
+    let entry = written.trust.as_ref().and_then(|all| all.get(index));
+    TrustShape {
+        cluster: text(&trust.cluster),
+        ca: paths.absolute(
+            &format!("trust[{index}].ca"),
+            entry.and_then(|entry| entry.ca.as_ref()),
+        ),
+        allow: texts(&trust.allow.0),
     }
 }
 

@@ -8,6 +8,7 @@ use mesh_proto::close::CloseCode;
 use quinn::{Connection, ConnectionError, Incoming};
 use tokio::time::Instant;
 
+use super::control::Who;
 use super::metrics::HandshakeRefusal;
 use super::{Phase, Shared, control, peers, users};
 use crate::quic::identity::{self, Purpose};
@@ -142,9 +143,23 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
             return;
         }
     };
-    match identity::client(&connection, purpose) {
+    let own = &shared.config.common.cluster;
+    match identity::client(&connection, purpose, own) {
         Ok(identity) => match purpose {
-            Purpose::Agent => control::serve(shared, connection, identity.name).await,
+            Purpose::Agent => {
+                let who = if identity.cluster == *own {
+                    Who {
+                        agent: identity.name.into(),
+                        proxy: None,
+                    }
+                } else {
+                    Who {
+                        agent: identity.cluster.into(),
+                        proxy: Some(identity.name),
+                    }
+                };
+                control::serve(shared, connection, who).await;
+            }
             Purpose::User => users::serve(shared, connection, identity.name).await,
             Purpose::Peer => peers::serve(shared, connection).await,
         },

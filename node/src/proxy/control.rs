@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{AgentName, NodeName};
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{
     AgentFrame, AgentHello, Answer, Draining, Member, Members, Open, Opened, ProxyFrame,
@@ -25,6 +25,7 @@ use crate::hooks::Connected;
 use crate::quic::frames::{FrameError, FrameReader};
 use crate::quic::transport;
 use crate::tasks::Tasks;
+use crate::trust::Side;
 
 /// A conversation that never became a session.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,8 @@ enum HelloError {
     NotControl,
     #[error("another process is connected under its name (proxy.duplicate_names)")]
     Duplicate,
+    #[error("it is trusted no more: {0}")]
+    Untrusted(String),
     #[error("its first message is not a hello")]
     NotHello,
     #[error(transparent)]
@@ -63,6 +66,7 @@ impl HelloError {
                 (CloseCode::ProtocolError, HandshakeRefusal::Abandoned)
             }
             Self::Duplicate => (CloseCode::Superseded, HandshakeRefusal::Duplicate),
+            Self::Untrusted(_) => (CloseCode::Untrusted, HandshakeRefusal::UnknownAuthority),
             Self::NotControl | Self::NotHello | Self::Frame(_) | Self::Encode(_) => {
                 (CloseCode::ProtocolError, HandshakeRefusal::Protocol)
             }
@@ -80,10 +84,20 @@ struct Control {
     row: Option<Row>,
 }
 
-/// Serves an agent's connection until it ends.
-pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: NodeName) {
+/// Who has connected as agents do.
+#[derive(Debug, Clone)]
+pub(super) struct Who {
+    /// Under which name it is reached: as its certificate says, and nothing that it claims.
+    pub(super) agent: AgentName,
+    /// The proxy of another cluster that it is.
+    pub(super) proxy: Option<NodeName>,
+}
+
+/// Serves an agent's connection, or that of another cluster's proxy, until it ends.
+pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, who: Who) {
+    let Who { agent, proxy } = who.clone();
     let timeout = shared.config.common.quic.handshake_timeout;
-    let greeted = tokio::time::timeout(timeout, greet(&shared, &connection, agent.clone()))
+    let greeted = tokio::time::timeout(timeout, greet(&shared, &connection, who))
         .await
         .unwrap_or(Err(HelloError::Timeout(timeout)));
     let (control, mut registration) = match greeted {
@@ -92,7 +106,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
             let (code, refusal) = error.verdict();
             shared.metrics.refused(refusal);
             tracing::warn!(
-                %agent, remote = %connection.remote_address(), %error,
+                %agent, cluster_proxy = proxy.as_ref().map(NodeName::as_str), remote = %connection.remote_address(), %error,
                 "an agent connected but did not become a session"
             );
             connection.close(code.code().into(), error.to_string().as_bytes());
@@ -100,15 +114,27 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
         }
     };
     let session = registration.session.clone();
-    tracing::info!(%agent, session = session.id, remote = %session.remote, version = session.version, "agent connected");
-    shared.hooks.connected(&Connected {
-        agent: agent.clone(),
-        proxy: shared.config.common.name.clone(),
-        remote: session.remote,
-    });
+    match (&proxy, agent.node()) {
+        (Some(proxy), _) => {
+            tracing::info!(cluster = %agent, cluster_proxy = %proxy, session = session.id, remote = %session.remote, version = session.version, "a proxy of another cluster connected");
+        }
+        (None, node) => {
+            tracing::info!(%agent, session = session.id, remote = %session.remote, version = session.version, "agent connected");
+            if let Some(agent) = node {
+                shared.hooks.connected(&Connected {
+                    agent,
+                    proxy: shared.config.common.name.clone(),
+                    remote: session.remote,
+                });
+            }
+        }
+    }
 
     let mut dials = Tasks::new("dial of an agent");
     registration.ending = converse(&shared, &connection, control, &registration, &mut dials).await;
+    if session.distrusted().is_some() {
+        registration.ending = Ending::Untrusted;
+    }
     let ending = registration.ending;
     if ending == Ending::ProtocolError {
         connection.close(
@@ -121,6 +147,12 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
     match ending {
         Ending::Left | Ending::Drained => {
             tracing::info!(%agent, session = session.id, reason = ending.as_str(), "agent disconnected");
+        }
+        Ending::Untrusted => {
+            tracing::warn!(
+                cluster = %agent, cluster_proxy = proxy.as_ref().map(NodeName::as_str), session = session.id, why = session.distrusted(),
+                "ended a session of another cluster, which is trusted no more"
+            );
         }
         Ending::IdleTimeout
         | Ending::ClosedByAgent
@@ -143,13 +175,18 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, agent: No
 async fn greet(
     shared: &Arc<Shared>,
     connection: &Connection,
-    agent: NodeName,
+    who: Who,
 ) -> Result<(Control, Registration), HelloError> {
+    let Who { agent, proxy } = who;
     let (send, recv) = connection.accept_bi().await?;
     let (mut send, mut recv, mut reader) = (send, recv, FrameReader::default());
     match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) | Open::Routes(_) | Open::Find(_) | Open::Admin(_) => {
+        Open::Dial(_)
+        | Open::Routes(_)
+        | Open::Find(_)
+        | Open::ClusterRoutes(_)
+        | Open::Admin(_) => {
             return Err(HelloError::NotControl);
         }
     }
@@ -162,7 +199,8 @@ async fn greet(
     else {
         return Err(HelloError::NotHello);
     };
-    if shared.config.duplicate_names == DuplicateNames::Refuse {
+    // The proxies of another cluster are many, and one agent here.
+    if shared.config.duplicate_names == DuplicateNames::Refuse && !agent.is_cluster() {
         let others = shared.instances(&agent);
         if others.iter().any(|other| *other != instance) {
             let why = "another process is connected under this name, and proxy.duplicate_names is \"refuse\"; stop it, or issue this one an identity of its own";
@@ -174,14 +212,21 @@ async fn greet(
     }
     let registration = shared.sessions.register(NewSession {
         agent: agent.clone(),
+        proxy,
         instance,
         version,
         services,
         connection: connection.clone(),
         runtime: Handle::current(),
     });
+    // Trust may have changed since the handshake; from now on, whoever changes it sees this session.
+    if let Some(cluster) = agent.cluster()
+        && let Err(why) = shared.trust.judge(&cluster, connection, Side::Client)
+    {
+        return Err(HelloError::Untrusted(why));
+    }
     let row = shared
-        .routing
+        .routes_of(&agent)
         .hold(registration.session.agent.clone(), instance);
     row.shared().await;
     let config = &shared.config;
@@ -200,7 +245,7 @@ async fn greet(
     answer.extend(shared.hooks.encode(&members(shared, told.clone()))?);
     send.write_all(&answer).await?;
     reader.converse();
-    let streams = grants::agent_streams(&shared.policy, &config.common.quic, agent);
+    let streams = grants::agent_streams(&shared.policy, &config.common.quic, &agent);
     transport::admit(connection, &config.common.quic, streams);
     let control = Control {
         send,
@@ -276,7 +321,7 @@ async fn converse(
                 }
             },
             stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) => dials.spawn(grants::serve_agent(shared.clone(), session.agent.clone(), send, recv)),
+                Ok((send, recv)) => dials.spawn(grants::serve(shared.clone(), session.agent.clone(), send, recv)),
                 Err(error) => return Ending::of(&error),
             },
             () = dials.reap() => {}
@@ -299,7 +344,7 @@ async fn converse(
                     return broken(connection);
                 }
             }
-            () = &mut clone_check, if !clones_checked => {
+            () = &mut clone_check, if !clones_checked && session.proxy.is_none() => {
                 clones_checked = true;
                 let instances = shared.instances(&session.agent).len();
                 if instances > 1 {

@@ -10,6 +10,7 @@ use mesh_proto::wire::{Answer, Dial, Open, Opened, Refused, WireError};
 use quinn::{RecvStream, SendStream};
 
 use super::router::{self, DialRequest, Reach};
+use super::stream::Stream;
 use super::{Phase, Shared};
 use crate::forward;
 use crate::hooks::Hooks;
@@ -100,12 +101,12 @@ impl Inbound {
         principal: Principal,
         reach: Reach,
     ) {
+        let deadline = Duration::from_millis(dial.deadline_ms).min(shared.config.dial_deadline);
+        let claimed = matches!(principal, Principal::Cluster(_)).then_some(dial.principal);
         let request = DialRequest {
-            agent: dial.agent,
-            target: dial.target,
-            principal,
-            deadline: Duration::from_millis(dial.deadline_ms).min(shared.config.dial_deadline),
             trace: dial.trace,
+            claimed,
+            ..DialRequest::new(dial.agent, dial.target, principal, deadline)
         };
         let Self {
             send,
@@ -134,12 +135,20 @@ impl Inbound {
                     return;
                 }
                 let recv = TunnelRecv::new(recv, meter, &shared.budget);
-                if let Err(error) = forward::tunnels(TunnelStream::of(send, recv), tunnel).await {
+                let asked = TunnelStream::of(send, recv);
+                let forwarded = match tunnel {
+                    Stream::Tunnel(tunnel) => forward::tunnels(asked, tunnel).await,
+                    Stream::Direct(socket) => forward::socket(Box::new(socket), asked).await,
+                };
+                if let Err(error) = forwarded {
                     tracing::debug!(who, %error, "a stream broke");
                 }
             }
             Err(error) => {
                 let mut refused = Refused::new(error.reason, &error.message);
+                if error.by_other_cluster {
+                    refused = refused.by_other_cluster();
+                }
                 if *shared.phase.borrow() == Phase::Draining {
                     refused = refused.by_leaving_proxy();
                 }

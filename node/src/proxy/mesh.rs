@@ -249,7 +249,7 @@ fn step(shared: &Shared, orphaned: &mut Vec<(NodeName, Instant)>) -> Option<Time
     orphaned.retain(|(name, at)| {
         let is_back = mesh.state(name).is_some_and(is_active);
         if !is_back && *at <= now {
-            shared.routing.forget(name);
+            shared.forget_routes(name);
         }
         !is_back && *at > now
     });
@@ -286,7 +286,7 @@ fn handle(shared: &Shared, event: Event, orphaned: &mut Vec<(NodeName, Instant)>
         }
         Event::Removed(name) => {
             tracing::debug!(peer = %name, "a proxy that was gone is forgotten");
-            shared.routing.forget(&name);
+            shared.forget_routes(&name);
             true
         }
         Event::Head { name, .. } => {

@@ -16,6 +16,8 @@ mod routing;
 pub mod session;
 mod silence;
 mod spread;
+mod stream;
+mod trusted;
 pub mod tunnels;
 mod users;
 
@@ -27,7 +29,7 @@ use std::time::Duration;
 
 use mesh_proto::close::CloseCode;
 use mesh_proto::grant::Policy;
-use mesh_proto::name::{AgentRef, InvalidName, NodeName};
+use mesh_proto::name::{AgentName, AgentRef, Cluster, InvalidName, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::target::Target;
 use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER, Profile, ProfileError};
@@ -44,15 +46,15 @@ use self::metrics::ProxyMetrics;
 use self::peers::links::Links;
 pub(crate) use self::report::Observer;
 use self::router::{DialError, DialRequest, Misses, Reach};
-use self::routing::Routing;
+use self::routing::{Of, Routing};
 use self::session::{Session, Sessions};
-use self::tunnels::Resources;
+pub use self::stream::{DirectStream, Stream};
+use self::tunnels::{Resources, Tunnels};
 use crate::clock::WallClock;
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, TrustConfig};
 use crate::hooks::Hooks;
 use crate::metrics::{MetricsError, NodeMetrics};
 use crate::net::{Network, SystemNetwork};
-use crate::quic::TunnelStream;
 use crate::quic::endpoint::{self, EndpointError, EndpointParts};
 use crate::quic::keys::{self, EndpointKeys, EndpointState, StateError};
 use crate::quic::stall::StallBudget;
@@ -60,6 +62,7 @@ use crate::random::Random;
 use crate::report::{Peer, Route, Status};
 use crate::store::{self, StoreError};
 use crate::tasks::Tasks;
+use crate::trust::{Trust, TrustChange};
 
 /// How long closing connections may tell the other side before the sockets go.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -96,6 +99,9 @@ pub(crate) struct Shared {
     mesh: Mesh,
     links: Links,
     routing: Arc<Routing>,
+    /// The same of other clusters.
+    cluster_routing: Arc<Routing>,
+    pub(crate) trust: Arc<Trust>,
     misses: Misses,
     /// Where there is a store.
     tunnels: Option<Arc<Resources>>,
@@ -113,17 +119,44 @@ pub(crate) struct Shared {
     /// When what still runs is cut.
     drain_until: watch::Sender<Option<Instant>>,
     /// Whose pooled streams are to be closed, since a session of that agent ended.
-    ended_sessions: tokio::sync::broadcast::Sender<NodeName>,
+    ended_sessions: tokio::sync::broadcast::Sender<AgentName>,
     admission: Admission,
     /// Cancelled at the drain deadline: what still runs is cut.
     pub(crate) cut: CancellationToken,
 }
 
 impl Shared {
+    fn routes(&self, of: Of) -> &Arc<Routing> {
+        match of {
+            Of::Agents => &self.routing,
+            Of::Clusters => &self.cluster_routing,
+        }
+    }
+
+    /// The routes among which a name would be.
+    fn routes_of(&self, agent: &AgentName) -> &Arc<Routing> {
+        self.routes(if agent.is_cluster() {
+            Of::Clusters
+        } else {
+            Of::Agents
+        })
+    }
+
+    /// A member is gone, and all its rows with it.
+    fn forget_routes(&self, owner: &NodeName) {
+        self.routing.forget(owner);
+        self.cluster_routing.forget(owner);
+    }
+
+    /// What the name of an agent stands for here; `None` when nobody is called so.
+    fn place(&self, agent: &AgentRef) -> Option<router::Place> {
+        router::place(&self.config.common.cluster, &self.trust, agent)
+    }
+
     /// The processes of an agent that are connected, here or at peers.
-    fn instances(&self, agent: &NodeName) -> BTreeSet<[u8; 16]> {
+    fn instances(&self, agent: &AgentName) -> BTreeSet<[u8; 16]> {
         let here = self.sessions.live(agent);
-        let there = self.routing.instances(agent);
+        let there = self.routes_of(agent).instances(agent);
         here.iter()
             .map(|session| session.instance)
             .chain(there.into_iter().map(|(_, instance)| instance))
@@ -131,7 +164,7 @@ impl Shared {
     }
 
     /// Tells the holders of idle streams that a session of `agent` takes no more work.
-    fn session_ended(&self, agent: &NodeName) {
+    fn session_ended(&self, agent: &AgentName) {
         // Nobody listens when there is no ingress that pools.
         let _ = self.ended_sessions.send(agent.clone());
     }
@@ -159,7 +192,7 @@ impl Shared {
     }
 
     /// The agents whose sessions end, from now on.
-    pub(crate) fn ended_sessions(&self) -> tokio::sync::broadcast::Receiver<NodeName> {
+    pub(crate) fn ended_sessions(&self) -> tokio::sync::broadcast::Receiver<AgentName> {
         self.ended_sessions.subscribe()
     }
 }
@@ -242,6 +275,8 @@ pub struct Proxy {
     connections: Tasks,
     listeners: Tasks,
     background: Tasks,
+    tunnels: Arc<Tunnels>,
+    tunnel_tasks: Tasks,
 }
 
 /// What a drain had to leave behind.
@@ -298,7 +333,9 @@ impl Proxy {
                 u64::from_be_bytes(parts.random.bytes()),
             )?,
             links: Links::new(config.common.name.clone()),
-            routing: Arc::new(Routing::new(state.epoch)),
+            routing: Arc::new(Routing::new(state.epoch, Of::Agents)),
+            cluster_routing: Arc::new(Routing::new(state.epoch, Of::Clusters)),
+            trust: Arc::new(Trust::new(config.trust.clone(), parts.clock.clone())),
             misses: Misses::new(),
             tunnels,
             administration: administer::Administration::default(),
@@ -351,6 +388,7 @@ impl Proxy {
                     &endpoint_parts,
                     address,
                     &[ALPN_AGENT, ALPN_PEER, ALPN_USER],
+                    shared.trust.clone(),
                     several,
                 )?
             };
@@ -382,7 +420,13 @@ impl Proxy {
         }
         let mut background = Tasks::new("background work of a proxy");
         background.spawn_on(shared.budget.clone().keep(), &first);
+        background.spawn_on(trusted::enforce(shared.clone()), &first);
+        let tunnels = Tunnels::new(&shared, state.keys, parts.shards.clone())?;
+        let mut tunnel_tasks = Tasks::new("tunnels");
+        tunnel_tasks.spawn_on(tunnels.clone().run(shared.clone()), &first);
         if let Some(resources) = &shared.tunnels {
+            let runner = shared.hooks.tunnels.clone();
+            resources.keep_with(runner.unwrap_or_else(|| tunnels.clone()));
             let watch = tunnels::run(resources.clone(), parts.random.generator());
             background.spawn_on(watch, &first);
         }
@@ -409,6 +453,8 @@ impl Proxy {
             connections,
             listeners,
             background,
+            tunnels,
+            tunnel_tasks,
         })
     }
 
@@ -416,6 +462,12 @@ impl Proxy {
     #[must_use]
     pub fn name(&self) -> &NodeName {
         &self.shared.config.common.name
+    }
+
+    /// The proxy's cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.shared.config.common.cluster
     }
 
     /// The bound UDP address.
@@ -455,6 +507,24 @@ impl Proxy {
         })
     }
 
+    /// The tunnels to other clusters that this proxy keeps.
+    #[must_use]
+    pub fn tunnels(&self) -> Arc<Tunnels> {
+        self.tunnels.clone()
+    }
+
+    /// From now on these other clusters are trusted, and no others. Connections to those that are not
+    /// any more, or whose authority does not vouch for them any more, are closed with the reason.
+    pub fn set_trust(&self, trust: Vec<TrustConfig>) -> TrustChange {
+        self.shared.trust.replace(trust)
+    }
+
+    /// Notes whether a reload of the config went well.
+    pub(crate) fn reloaded(&self, successful: bool) {
+        let gauge = &self.shared.node_metrics.last_reload_successful;
+        gauge.set(successful.into());
+    }
+
     /// How the proxy is, and what is wrong: as `node status` tells.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -469,13 +539,13 @@ impl Proxy {
 
     /// Who holds an agent, as `node routes` tells.
     #[must_use]
-    pub fn route(&self, agent: &NodeName) -> Route {
+    pub fn route(&self, agent: &AgentName) -> Route {
         self.observer().route(agent)
     }
 
-    /// Tunnels to other clusters, as `node tunnel ls` tells; `None` without a store.
+    /// What the store holds of tunnels, as `node tunnel ls` tells; `None` without a store.
     #[must_use]
-    pub fn tunnels(&self) -> Option<crate::report::Tunnels> {
+    pub fn tunnel_resources(&self) -> Option<crate::report::Tunnels> {
         let resources = self.shared.tunnels.as_ref()?;
         Some(resources.report())
     }
@@ -543,6 +613,8 @@ impl Proxy {
         self.shared.mesh.drain();
         let listeners_done = tokio::time::timeout_at(until, async {
             self.listeners.join_all().await;
+            // They leave the other clusters as agents do, each in its own time.
+            self.tunnel_tasks.join_all().await;
             self.shared.agents_have_left().await;
             self.shared.node_metrics.no_streams().await;
         });
@@ -566,6 +638,7 @@ impl Proxy {
         tokio::time::sleep(LAST_WORDS).await;
         self.shared.cut.cancel();
         self.listeners.shutdown(CLOSE_GRACE).await;
+        self.tunnel_tasks.shutdown(CLOSE_GRACE * 2).await;
         for endpoint in &self.endpoints {
             endpoint.close(CloseCode::Draining.code().into(), b"the proxy has left");
         }
@@ -611,7 +684,6 @@ async fn tunnels(
         place,
         config.common.cluster.clone(),
         parts.clock.clone(),
-        parts.hooks.tunnels.clone(),
         &parts.registry,
     )?;
     Ok(Some(resources))
@@ -666,7 +738,7 @@ impl Dialer {
     ///
     /// # Errors
     /// [`DialerError`], with the reason of the refusal.
-    pub async fn dial(&self, target: &str) -> Result<TunnelStream, DialerError> {
+    pub async fn dial(&self, target: &str) -> Result<Stream, DialerError> {
         Ok(self.dial_target(target.parse()?).await?)
     }
 
@@ -674,14 +746,13 @@ impl Dialer {
     ///
     /// # Errors
     /// [`DialError`].
-    pub async fn dial_target(&self, target: Target) -> Result<TunnelStream, DialError> {
-        let request = DialRequest {
-            agent: self.agent.clone(),
+    pub async fn dial_target(&self, target: Target) -> Result<Stream, DialError> {
+        let request = DialRequest::new(
+            self.agent.clone(),
             target,
-            principal: self.principal.clone(),
-            deadline: self.deadline,
-            trace: None,
-        };
+            self.principal.clone(),
+            self.deadline,
+        );
         router::dial(&self.shared, &request, Reach::Mesh, None).await
     }
 }

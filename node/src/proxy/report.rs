@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_proto::grant::May;
 use mesh_proto::membership::Known;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{AgentName, NodeName};
 use mesh_proto::principal::Principal;
 use mesh_proto::wire::MemberState;
 
@@ -161,7 +161,7 @@ impl Observer {
 
     /// Agents of this proxy of whose name more than one process has been connected for a while, here
     /// or at peers.
-    fn clones(&self) -> BTreeMap<NodeName, usize> {
+    fn clones(&self) -> BTreeMap<AgentName, usize> {
         let sessions = self.shared.sessions.all();
         let cloned = sessions.iter().filter(|session| session.is_cloned());
         cloned
@@ -208,7 +208,7 @@ impl Observer {
     }
 
     /// Who holds an agent.
-    pub(crate) fn route(&self, agent: &NodeName) -> Route {
+    pub(crate) fn route(&self, agent: &AgentName) -> Route {
         let shared = &self.shared;
         let sessions = shared.sessions.live(agent);
         let mut holders = Vec::new();
@@ -222,7 +222,7 @@ impl Observer {
                 sessions: sessions.iter().map(|session| report(session)).collect(),
             });
         }
-        let claims = shared.routing.instances(agent);
+        let claims = shared.routes_of(agent).instances(agent);
         let reachable = router::claimants(shared, agent);
         let mut order: Vec<NodeName> = reachable.iter().map(|link| link.name.clone()).collect();
         for (owner, _) in &claims {
@@ -264,6 +264,7 @@ fn report(session: &Session) -> SessionReport {
         id: session.id,
         remote: session.connection.remote_address().to_string(),
         version: session.version.clone(),
+        proxy: session.proxy.as_ref().map(ToString::to_string),
         age_seconds: session.since.elapsed().as_secs_f64(),
         rtt_seconds: session.connection.rtt().as_secs_f64(),
     }

@@ -3,9 +3,13 @@
 //! First the agent's sessions here, the newest live one first; then the peers that claim to hold it,
 //! each once; and when nobody does, all peers are asked once whether they do. A dial that a peer has
 //! passed on goes to a session here or nowhere: one hop at most, so that no dial can go in circles.
+//! What is for another cluster goes to a session of that cluster in the same way, and there it may take
+//! one hop more; from there it goes to no third cluster.
 //!
 //! | file | what |
 //! |---|---|
+//! | `whose.rs` | what a name stands for, and whether the dial may go there |
+//! | `here.rs` | a target that this proxy reaches itself |
 //! | `search.rs` | one way after the other, and what is said when none leads there |
 //! | `way.rs` | one way: a session, or a peer |
 //! | `ask.rs` | one stream, from `Open` to the answer |
@@ -13,8 +17,10 @@
 
 mod ask;
 mod find;
+mod here;
 mod search;
 mod way;
+mod whose;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +36,11 @@ pub(super) use self::ask::EarlyBytes;
 pub(super) use self::find::{Misses, claimants};
 use self::search::Search;
 use self::way::Way;
+pub(super) use self::whose::{Place, place};
 use super::metrics::Path;
-use super::{Phase, Shared, grants};
-use crate::hooks::DialInfo;
+use super::stream::Stream;
+use super::{Phase, Shared};
 use crate::metrics::StreamTotals;
-use crate::quic::TunnelStream;
 
 /// How far a dial may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +64,23 @@ pub struct DialRequest {
     pub deadline: Duration,
     /// The trace to which it belongs.
     pub trace: Option<TraceContext>,
+    /// Of a dial that another cluster asks for: on whose behalf there, as it says. For the log alone.
+    pub claimed: Option<Principal>,
+}
+
+impl DialRequest {
+    /// A dial of `agent`, whose own deadline and trace are to be added.
+    #[must_use]
+    pub fn new(agent: AgentRef, target: Target, principal: Principal, deadline: Duration) -> Self {
+        Self {
+            agent,
+            target,
+            principal,
+            deadline,
+            trace: None,
+            claimed: None,
+        }
+    }
 }
 
 /// A dial that did not succeed; nothing was changed by it, unless the reason is `lost`.
@@ -72,6 +95,8 @@ pub struct DialError {
     pub reason: Reason,
     /// The same for people, with what to do.
     pub message: String,
+    /// Whether the other cluster for whom the dial was has said so.
+    pub by_other_cluster: bool,
 }
 
 /// Why one session did not connect the stream.
@@ -79,6 +104,8 @@ pub struct DialError {
 struct Refusal {
     reason: Reason,
     message: String,
+    /// The other cluster for whom the dial was has said so: there is nobody else to ask.
+    by_other_cluster: bool,
 }
 
 impl Refusal {
@@ -86,6 +113,7 @@ impl Refusal {
         Self {
             reason,
             message: message.into(),
+            by_other_cluster: false,
         }
     }
 }
@@ -96,7 +124,7 @@ pub(super) async fn dial(
     request: &DialRequest,
     reach: Reach,
     early: Option<EarlyBytes<'_>>,
-) -> Result<TunnelStream, DialError> {
+) -> Result<Stream, DialError> {
     let started = Instant::now();
     let (path, result) = route(shared, request, reach, early).await;
     shared
@@ -110,7 +138,12 @@ pub(super) async fn dial(
             .map(|_| ())
             .map_err(|refusal| refusal.reason),
     );
-    result.map_err(|Refusal { reason, message }| {
+    result.map_err(|refusal| {
+        let Refusal {
+            reason,
+            message,
+            by_other_cluster,
+        } = refusal;
         log_dial(
             request,
             path,
@@ -123,6 +156,7 @@ pub(super) async fn dial(
             target: request.target.clone(),
             reason,
             message,
+            by_other_cluster,
         }
     })
 }
@@ -132,46 +166,38 @@ async fn route(
     request: &DialRequest,
     reach: Reach,
     early: Option<EarlyBytes<'_>>,
-) -> (Path, Result<TunnelStream, Refusal>) {
+) -> (Path, Result<Stream, Refusal>) {
     // An agent that has only this proxy yet is still reached through the others, which pass dials on.
     if reach == Reach::Mesh && *shared.phase.borrow() == Phase::Draining {
         let message = "this proxy is about to leave: try again, the balancer will choose another";
         return (Path::None, Err(Refusal::new(Reason::Draining, message)));
     }
-    let info = DialInfo {
-        agent: request.agent.clone(),
-        target: request.target.clone(),
-        principal: request.principal.clone(),
+    let place = match whose::admitted(shared, request) {
+        Ok(place) => place,
+        Err(refusal) => return (Path::None, Err(refusal)),
     };
-    if let Err(why) = grants::check(&shared.policy, &info) {
+    if let Err(why) = shared.hooks.authorize(&whose::info(request)).await {
         return (Path::None, Err(Refusal::new(Reason::NotAllowed, why)));
     }
-    if let Err(why) = shared.hooks.authorize(&info).await {
-        return (Path::None, Err(Refusal::new(Reason::NotAllowed, why)));
-    }
-    let cluster = &shared.config.common.cluster;
-    let Some(agent) = request.agent.local_name(cluster) else {
-        let message = format!(
-            "`{}` is neither an agent of the cluster {cluster} nor of one that is connected to it",
-            request.agent
-        );
-        return (Path::None, Err(Refusal::new(Reason::NoAgent, message)));
+    let Some(name) = place.name() else {
+        let connected = here::connect(shared, request).await;
+        return (Path::Local, connected);
     };
-    let sessions = shared.sessions.live(&agent).into_iter().map(Way::Session);
+    let sessions = shared.sessions.live(&name).into_iter().map(Way::Session);
     let mut search = Search::new(shared, request, reach, early);
     match reach {
         Reach::Here => search.all(sessions.collect()).await,
         Reach::Mesh => {
-            let peers = claimants(shared, &agent).into_iter().map(Way::Peer);
+            let peers = claimants(shared, &name).into_iter().map(Way::Peer);
             search.all(sessions.chain(peers).collect()).await;
             // Those who claim it were wrong, or nobody does: the others may know of it already.
             if search.is_missing() {
-                let found = find::ask_all(shared, &agent, &search.tried, search.until).await;
+                let found = find::ask_all(shared, &name, &search.tried, search.until).await;
                 search.all(found.into_iter().map(Way::Peer).collect()).await;
             }
         }
     }
-    search.end(&agent)
+    search.end(&name)
 }
 
 fn log_dial(
@@ -187,6 +213,7 @@ fn log_dial(
         agent = %request.agent,
         target = %request.target,
         principal = %request.principal,
+        claimed = request.claimed.as_ref().map(ToString::to_string),
         path = path.as_str(),
         result = refused.map_or("ok", Reason::as_str),
         duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),

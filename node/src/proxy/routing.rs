@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{AgentName, NodeName};
 use mesh_proto::routes::{Cursor, Head, Limits, OwnRoutes, PeerRoutes};
 use mesh_proto::wire::{
     Answer, Open, OpenRoutes, RoutesFrame, RoutesHead, RoutesReaderFrame, WireError,
@@ -45,6 +45,8 @@ enum RoutesError {
     Misfit(#[from] mesh_proto::routes::RoutesError),
     #[error("gossip tells of routes that it has not told")]
     Behind,
+    #[error("it tells of {0}, which has no place among these routes")]
+    Stranger(AgentName),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(transparent)]
@@ -55,9 +57,47 @@ enum RoutesError {
     Encode(#[from] WireError),
 }
 
+/// Who is routed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Agents of this cluster.
+    Agents,
+    /// Other clusters. They have streams of their own, since not every proxy of a mesh takes their
+    /// names; gossip does not tell how far their routes are, which are few.
+    Clusters,
+}
+
+impl Of {
+    /// All of them.
+    pub(super) const ALL: [Self; 2] = [Self::Agents, Self::Clusters];
+
+    fn open(self, open: OpenRoutes) -> Open {
+        match self {
+            Self::Agents => Open::Routes(open),
+            Self::Clusters => Open::ClusterRoutes(open),
+        }
+    }
+
+    fn fits(self, agent: &AgentName) -> bool {
+        agent.is_cluster() == (self == Self::Clusters)
+    }
+
+    /// The first row that does not belong there.
+    fn stranger(self, frame: &RoutesFrame) -> Option<AgentName> {
+        let rows = match frame {
+            RoutesFrame::Snapshot(_) => return None,
+            RoutesFrame::Rows(rows) => &rows.rows,
+            RoutesFrame::Delta(delta) => &delta.added,
+        };
+        let stranger = rows.iter().find(|row| !self.fits(&row.agent))?;
+        Some(stranger.agent.clone())
+    }
+}
+
 /// Own routes, copies of the peers', and who has heard what.
 #[derive(Debug)]
 pub(super) struct Routing {
+    of: Of,
     own: Mutex<OwnRoutes>,
     /// The own routes have changed.
     changes: Changes,
@@ -73,8 +113,9 @@ pub(super) struct Routing {
 }
 
 impl Routing {
-    pub(super) fn new(epoch: u64) -> Self {
+    pub(super) fn new(epoch: u64, of: Of) -> Self {
         Self {
+            of,
             own: Mutex::new(OwnRoutes::new(epoch, &Limits::default())),
             changes: Changes::default(),
             copies: RwLock::new(PeerRoutes::new(Limits::default())),
@@ -101,7 +142,7 @@ impl Routing {
     }
 
     /// An agent is here, until the guard drops.
-    pub(super) fn hold(self: &Arc<Self>, agent: NodeName, instance: [u8; 16]) -> Row {
+    pub(super) fn hold(self: &Arc<Self>, agent: AgentName, instance: [u8; 16]) -> Row {
         let sequence = self.own().add(agent.clone(), instance);
         self.changes.notify();
         Row {
@@ -113,13 +154,13 @@ impl Routing {
     }
 
     /// The proxies that claim to hold an agent.
-    pub(super) fn holders(&self, agent: &NodeName) -> Vec<NodeName> {
+    pub(super) fn holders(&self, agent: &AgentName) -> Vec<NodeName> {
         let copies = self.copies.read().unwrap_or_else(PoisonError::into_inner);
         copies.holders(agent).cloned().collect()
     }
 
     /// Where an agent's processes are, by what peers tell.
-    pub(super) fn instances(&self, agent: &NodeName) -> Vec<(NodeName, [u8; 16])> {
+    pub(super) fn instances(&self, agent: &AgentName) -> Vec<(NodeName, [u8; 16])> {
         let copies = self.copies.read().unwrap_or_else(PoisonError::into_inner);
         copies
             .instances(agent)
@@ -164,7 +205,7 @@ impl Routing {
 #[derive(Debug)]
 pub(super) struct Row {
     routing: Arc<Routing>,
-    agent: NodeName,
+    agent: AgentName,
     instance: [u8; 16],
     sequence: u64,
 }
@@ -214,7 +255,19 @@ pub(super) async fn announce(shared: Arc<Shared>) {
 }
 
 /// Reads a peer's routes for as long as its connection stands.
-pub(super) async fn follow(shared: Arc<Shared>, link: Arc<Link>) {
+pub(super) async fn follow(shared: Arc<Shared>, link: Arc<Link>, of: Of) {
+    let routing = shared.routes(of).clone();
+    if of == Of::Clusters {
+        // Most proxies know no other cluster, and need no stream for that.
+        let mut trust = shared.trust.changes();
+        while !shared.trust.knows_any() {
+            tokio::select! {
+                biased;
+                _ = link.connection.closed() => return,
+                () = trust.changed() => {}
+            }
+        }
+    }
     let mut links = shared.links.changes();
     loop {
         links.mark_unchanged();
@@ -236,35 +289,46 @@ pub(super) async fn follow(shared: Arc<Shared>, link: Arc<Link>) {
         let error = tokio::select! {
             biased;
             _ = link.connection.closed() => return,
-            error = read(&shared, &link) => error,
+            error = read(&shared, &routing, &link) => error,
         };
+        if of == Of::Clusters && matches!(error, RoutesError::Refused(_)) {
+            // An older proxy, which lets no other clusters in: its connection has nothing to tell.
+            link.connection.closed().await;
+            return;
+        }
         tracing::debug!(peer = %link.name, %error, "reading a peer's routes anew");
         tokio::time::sleep(RETRY).await;
     }
 }
 
 /// Reads until something breaks.
-async fn read(shared: &Shared, link: &Link) -> RoutesError {
-    match try_read(shared, link).await {
+async fn read(shared: &Shared, routing: &Routing, link: &Link) -> RoutesError {
+    match try_read(shared, routing, link).await {
         Ok(never) => match never {},
         Err(error) => {
-            if matches!(error, RoutesError::Misfit(_) | RoutesError::Behind) {
+            if matches!(
+                error,
+                RoutesError::Misfit(_) | RoutesError::Behind | RoutesError::Stranger(_)
+            ) {
                 // From scratch.
-                shared.routing.forget(&link.name);
+                routing.forget(&link.name);
             }
             error
         }
     }
 }
 
-async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallible, RoutesError> {
-    let routing = &shared.routing;
+async fn try_read(
+    shared: &Shared,
+    routing: &Routing,
+    link: &Link,
+) -> Result<std::convert::Infallible, RoutesError> {
     let (mut send, mut recv) = link.connection.open_bi().await?;
     let have = routing
         .have(&link.name)
         .filter(|head| head.epoch == link.epoch)
         .map(Head::position);
-    let open = Open::Routes(OpenRoutes {
+    let open = routing.of.open(OpenRoutes {
         have,
         ext: Vec::new(),
     });
@@ -283,7 +347,7 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         let frame = tokio::select! {
             biased;
             frame = reader.next::<RoutesFrame>(&mut recv) => frame?,
-            () = heard.changed(), if behind_since.is_none() => {
+            () = heard.changed(), if behind_since.is_none() && routing.of == Of::Agents => {
                 let head = shared.mesh.head(&link.name);
                 if head.is_some_and(|head| routing.is_behind(&link.name, head)) {
                     behind_since = Some(Instant::now());
@@ -302,6 +366,9 @@ async fn try_read(shared: &Shared, link: &Link) -> Result<std::convert::Infallib
         };
         if let RoutesFrame::Snapshot(_) = &frame {
             snapshots.next().await;
+        }
+        if let Some(stranger) = routing.of.stranger(&frame) {
+            return Err(RoutesError::Stranger(stranger));
         }
         let gone = match &frame {
             RoutesFrame::Delta(delta) => {
@@ -355,12 +422,13 @@ async fn sleep_until(at: Option<Instant>) {
 pub(super) async fn tell(
     shared: &Arc<Shared>,
     link: &Link,
+    of: Of,
     open: OpenRoutes,
-    send: SendStream,
-    recv: RecvStream,
+    (send, recv): (SendStream, RecvStream),
 ) {
-    let cursor = shared.routing.own().cursor(open.have);
-    let reader = Reader::of(&shared.routing, cursor);
+    let routing = shared.routes(of);
+    let cursor = routing.own().cursor(open.have);
+    let reader = Reader::of(routing, cursor);
     let told = async {
         tokio::select! {
             biased;

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use mesh_proto::close::CloseCode;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{AgentName, NodeName};
 use mesh_proto::wire::Service;
 use quinn::ConnectionError;
 use tokio::runtime::Handle;
@@ -33,11 +33,13 @@ pub enum Ending {
     ProtocolError,
     /// QUIC failed otherwise.
     TransportError,
+    /// Its cluster, or what vouched for its proxies, is trusted no more.
+    Untrusted,
 }
 
 impl Ending {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Left,
         Self::Drained,
         Self::IdleTimeout,
@@ -45,6 +47,7 @@ impl Ending {
         Self::Reset,
         Self::ProtocolError,
         Self::TransportError,
+        Self::Untrusted,
     ];
 
     /// The value of the label `reason`.
@@ -58,6 +61,7 @@ impl Ending {
             Self::Reset => "reset",
             Self::ProtocolError => "protocol_error",
             Self::TransportError => "transport_error",
+            Self::Untrusted => "untrusted",
         }
     }
 
@@ -86,8 +90,10 @@ impl Ending {
 pub struct Session {
     /// Counts up with each session of this proxy.
     pub id: u64,
-    /// The agent, as its certificate names it.
-    pub agent: NodeName,
+    /// The agent, as its certificate names it; for a proxy of another cluster, that cluster.
+    pub agent: AgentName,
+    /// The proxy of another cluster that it is.
+    pub proxy: Option<NodeName>,
     /// The agent's process.
     pub instance: [u8; 16],
     /// The agent's version.
@@ -103,6 +109,8 @@ pub struct Session {
     leaving: AtomicBool,
     /// Another process of the same name has lived beside it for a while.
     cloned: AtomicBool,
+    /// Why it was ended by this proxy, if it was.
+    untrusted: OnceLock<String>,
     silence: Silence,
     lost_packets: AtomicU64,
 }
@@ -141,6 +149,18 @@ impl Session {
         self.cloned.load(Ordering::Acquire)
     }
 
+    /// Ends it, since its cluster is trusted no more; the other side reads why.
+    pub(super) fn distrust(&self, why: &str) {
+        let _ = self.untrusted.set(why.to_owned());
+        let code = CloseCode::Untrusted.code().into();
+        self.connection.close(code, why.as_bytes());
+    }
+
+    /// Why that was done, if it was.
+    pub(super) fn distrusted(&self) -> Option<&str> {
+        self.untrusted.get().map(String::as_str)
+    }
+
     fn is_live(&self) -> bool {
         !self.leaving.load(Ordering::Acquire) && self.connection.close_reason().is_none()
     }
@@ -155,7 +175,8 @@ impl Session {
 
 /// What an agent said in its hello, and how it came.
 pub(super) struct NewSession {
-    pub(super) agent: NodeName,
+    pub(super) agent: AgentName,
+    pub(super) proxy: Option<NodeName>,
     pub(super) instance: [u8; 16],
     pub(super) version: String,
     pub(super) services: Vec<Service>,
@@ -166,8 +187,10 @@ pub(super) struct NewSession {
 /// All sessions of a proxy.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    by_agent: RwLock<HashMap<NodeName, Vec<Arc<Session>>>>,
+    by_agent: RwLock<HashMap<AgentName, Vec<Arc<Session>>>>,
     next_id: AtomicU64,
+    /// Which session of a cluster serves next: its proxies share the work.
+    turn: AtomicUsize,
     count: watch::Sender<usize>,
     metrics: ProxyMetrics,
 }
@@ -177,6 +200,7 @@ impl Sessions {
         Arc::new(Self {
             by_agent: RwLock::default(),
             next_id: AtomicU64::new(1),
+            turn: AtomicUsize::new(0),
             count: watch::Sender::new(0),
             metrics,
         })
@@ -187,6 +211,7 @@ impl Sessions {
         let session = Arc::new(Session {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             agent: new.agent,
+            proxy: new.proxy,
             instance: new.instance,
             version: new.version,
             remote: new.connection.remote_address(),
@@ -196,6 +221,7 @@ impl Sessions {
             services: Mutex::new(new.services),
             leaving: AtomicBool::new(false),
             cloned: AtomicBool::new(false),
+            untrusted: OnceLock::new(),
             silence: Silence::new(),
             lost_packets: AtomicU64::new(0),
         });
@@ -215,8 +241,8 @@ impl Sessions {
     }
 
     /// The sessions through which an agent can be dialled, newest first, and last those on which
-    /// nothing came back.
-    pub(super) fn live(&self, agent: &NodeName) -> Vec<Arc<Session>> {
+    /// nothing came back. Those of a cluster, which are of several proxies, in turn.
+    pub(super) fn live(&self, agent: &AgentName) -> Vec<Arc<Session>> {
         let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
         let Some(sessions) = by_agent.get(agent) else {
             return Vec::new();
@@ -227,12 +253,16 @@ impl Sessions {
             .filter(|session| session.is_live())
             .cloned()
             .collect();
+        if agent.is_cluster() && !live.is_empty() {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % live.len();
+            live.rotate_left(turn);
+        }
         live.sort_by_key(|session| session.silence.lasts(&session.connection));
         live
     }
 
     /// Whether the agent is connected and about to leave.
-    pub(super) fn is_leaving(&self, agent: &NodeName) -> bool {
+    pub(super) fn is_leaving(&self, agent: &AgentName) -> bool {
         let by_agent = self.by_agent.read().unwrap_or_else(PoisonError::into_inner);
         let leaves = |session: &Arc<Session>| session.leaving.load(Ordering::Acquire);
         by_agent

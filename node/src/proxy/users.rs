@@ -73,7 +73,7 @@ async fn serve_stream(shared: Arc<Shared>, user: &User, inbound: Inbound) {
         }
         Open::Admin(_) => administer::serve(&shared, &user.name, inbound).await,
         Open::Control(_) => control(&shared, user, inbound).await,
-        Open::Routes(_) | Open::Find(_) => {
+        Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) => {
             let what = "a user may dial and administer, and nothing else";
             inbound
                 .refuse(Refused::new(Reason::Unsupported, what))

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::Credentials;
+use certs::{Credentials, ForeignAuthority, TrustedClusters};
 use mesh_proto::name::NodeName;
 use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER};
 use quinn::{ConnectionId, EndpointConfig};
@@ -85,7 +85,7 @@ pub struct EndpointParts<'a> {
 }
 
 /// Makes a proxy's endpoint on the runtime of the caller; `alpn` are the kinds of connections
-/// that it serves, and `shared` whether other shards listen on the same address.
+/// that it serves, `trusted` the other clusters whose proxies it lets in, and `shared` whether other shards listen on the same address.
 ///
 /// # Errors
 /// [`EndpointError`].
@@ -93,6 +93,7 @@ pub fn listen(
     parts: &EndpointParts<'_>,
     address: SocketAddr,
     alpn: &[&[u8]],
+    trusted: Arc<dyn TrustedClusters>,
     shared: bool,
 ) -> Result<BoundEndpoint, EndpointError> {
     let EndpointParts {
@@ -102,7 +103,7 @@ pub fn listen(
         keys,
         ..
     } = *parts;
-    let tls = certs::proxy_server_config(credentials, alpn, clock.provider())?;
+    let tls = certs::proxy_server_config_trusting(credentials, trusted, alpn, clock.provider())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)
         .map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let token_key =
@@ -145,6 +146,21 @@ pub fn agent_client_config(
 ) -> Result<quinn::ClientConfig, EndpointError> {
     let time = parts.clock.provider();
     let tls = certs::client_config(parts.credentials, ALPN_AGENT, proxy, time)?;
+    client_config(tls, parts.config, parts.random)
+}
+
+/// The client side of a connection to another cluster, as its agents have; with `proxy`, only to the
+/// proxy of that name.
+///
+/// # Errors
+/// [`EndpointError`].
+pub fn tunnel_client_config(
+    parts: &EndpointParts<'_>,
+    authority: &ForeignAuthority,
+    proxy: Option<&NodeName>,
+) -> Result<quinn::ClientConfig, EndpointError> {
+    let time = parts.clock.provider();
+    let tls = certs::foreign_client_config(parts.credentials, authority, ALPN_AGENT, proxy, time)?;
     client_config(tls, parts.config, parts.random)
 }
 

@@ -2,6 +2,7 @@
 
 use certs::{Identity, Kind};
 use mesh_proto::close::CloseCode;
+use mesh_proto::name::Cluster;
 use mesh_proto::wire::{ALPN_AGENT, ALPN_PEER, ALPN_USER};
 use quinn::ConnectionError;
 use quinn::crypto::rustls::HandshakeData;
@@ -30,6 +31,14 @@ pub enum IdentityError {
     /// The certificate names nobody.
     #[error(transparent)]
     Certificate(#[from] certs::IdentityError),
+    /// Somebody of another cluster who is no proxy, or wants to be more than an agent.
+    #[error(
+        "{identity} is of another cluster, of which proxies may connect as agents, and nothing else"
+    )]
+    OtherCluster {
+        /// Who it is.
+        identity: Identity,
+    },
     /// A kind of identity that may not speak this protocol.
     #[error("{identity} may not connect as {wanted}: it takes a certificate of kind {wanted}")]
     WrongKind {
@@ -49,6 +58,7 @@ pub(crate) fn is_untrusted(error: &ConnectionError) -> bool {
         ConnectionError::ConnectionClosed(close) => CRYPTO.contains(&close.error_code.into()),
         ConnectionError::ApplicationClosed(close) => {
             close.error_code == CloseCode::WrongKind.code().into()
+                || close.error_code == CloseCode::Untrusted.code().into()
         }
         ConnectionError::VersionMismatch
         | ConnectionError::Reset
@@ -89,12 +99,28 @@ pub fn identity(connection: &quinn::Connection) -> Result<Identity, IdentityErro
     Ok(Identity::from_certificate(leaf)?)
 }
 
-/// The identity of a client, whose kind must fit the purpose of the connection.
+/// The identity of a client of a proxy of the cluster `own`, whose kind must fit the purpose of the
+/// connection. Of another cluster proxies alone are let in, and as agents alone.
 ///
 /// # Errors
 /// [`IdentityError`].
-pub fn client(connection: &quinn::Connection, purpose: Purpose) -> Result<Identity, IdentityError> {
-    let identity = identity(connection)?;
+pub fn client(
+    connection: &quinn::Connection,
+    purpose: Purpose,
+    own: &Cluster,
+) -> Result<Identity, IdentityError> {
+    fits(identity(connection)?, purpose, own)
+}
+
+fn fits(identity: Identity, purpose: Purpose, own: &Cluster) -> Result<Identity, IdentityError> {
+    if identity.cluster != *own {
+        return match (purpose, identity.kind) {
+            (Purpose::Agent, Kind::Proxy) => Ok(identity),
+            (Purpose::Agent | Purpose::Peer | Purpose::User, _) => {
+                Err(IdentityError::OtherCluster { identity })
+            }
+        };
+    }
     let wanted = match purpose {
         Purpose::Agent => Kind::Agent,
         Purpose::Peer => Kind::Proxy,
@@ -104,4 +130,37 @@ pub fn client(connection: &quinn::Connection, purpose: Purpose) -> Result<Identi
         return Err(IdentityError::WrongKind { identity, wanted });
     }
     Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Every kind, protocol and cluster.
+    #[test]
+    fn who_may_speak_what() {
+        let own = "example.com".parse().unwrap();
+        for cluster in ["example.com", "b.example.com"] {
+            for kind in [Kind::Proxy, Kind::Agent, Kind::User] {
+                for purpose in [Purpose::Agent, Purpose::Peer, Purpose::User] {
+                    let identity = Identity {
+                        cluster: cluster.parse().unwrap(),
+                        kind,
+                        name: "x1".parse().unwrap(),
+                    };
+                    let may = matches!(
+                        (cluster, kind, purpose),
+                        ("example.com", Kind::Agent, Purpose::Agent)
+                            | ("example.com", Kind::Proxy, Purpose::Peer)
+                            | ("example.com", Kind::User, Purpose::User)
+                            | ("b.example.com", Kind::Proxy, Purpose::Agent)
+                    );
+                    let fits = fits(identity.clone(), purpose, &own);
+                    assert_eq!(fits.is_ok(), may, "{identity} {purpose:?}");
+                }
+            }
+        }
+    }
 }

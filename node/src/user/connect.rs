@@ -149,6 +149,7 @@ impl ConnectError {
                         | CloseCode::ProtocolError
                         | CloseCode::HandshakeTimeout
                         | CloseCode::WrongKind
+                        | CloseCode::Untrusted
                         | CloseCode::Left
                         | CloseCode::Superseded
                         | CloseCode::Internal,

@@ -136,7 +136,8 @@ async fn streams_of_agents_are_bounded() -> Result {
             .dialer("a1")?
             .dial("service:echo")
             .await?;
-        echoed(stream.recv, stream.send, &pattern(1, 300_000)).await?;
+        let (recv, send) = tokio::io::split(stream);
+        echoed(recv, send, &pattern(1, 300_000)).await?;
 
         drop(held);
         probe::until("their places come back", || {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::AgentName;
 use mesh_tests::Result;
 use mesh_tests::services::pattern;
 use mesh_tests::sim::{NodeId, Running, Service, World, echoes};
@@ -54,7 +54,7 @@ pub(crate) fn peers(world: &World, proxy: NodeId) -> Result<Vec<Peer>> {
 
 /// Who a proxy believes to hold an agent.
 pub(crate) fn route(world: &World, proxy: NodeId, agent: NodeId) -> Result<Route> {
-    let name: NodeName = world.name(agent).parse()?;
+    let name: AgentName = world.name(agent).parse()?;
     Ok(world.proxy(proxy)?.route(&name))
 }
 

@@ -19,7 +19,7 @@ use mesh_tests::http::Client;
 use mesh_tests::network::{Fault, TestNetwork};
 use mesh_tests::probe;
 use mesh_tests::services::Service;
-use node::quic::TunnelStream;
+use node::proxy::Stream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -148,7 +148,7 @@ impl Scene {
         format!("/client/a1/http/{}/", self.service.addr)
     }
 
-    async fn library(&self) -> Result<TunnelStream> {
+    async fn library(&self) -> Result<Stream> {
         Ok(self
             .proxy()?
             .as_proxy()?

@@ -145,7 +145,10 @@ fn tunnel_upsert_is_watched() -> Result {
                 said("stored as the tunnel to c.example.com is none"),
                 "{status:?}"
             );
-            let report = world.proxy(*proxy)?.tunnels().context("there is a store")?;
+            let report = world
+                .proxy(*proxy)?
+                .tunnel_resources()
+                .context("there is a store")?;
             ensure!(report.tunnels.len() == 2, "{report:?}");
             ensure!(
                 report.tunnels[0].state == "invalid"
@@ -238,7 +241,10 @@ fn store_outage_changes_nothing() -> Result {
                 "{outage:?}"
             );
             ensure!(status.state == "serving");
-            let report = world.proxy(*proxy)?.tunnels().context("there is a store")?;
+            let report = world
+                .proxy(*proxy)?
+                .tunnel_resources()
+                .context("there is a store")?;
             ensure!(
                 !report.store.up_to_date && report.tunnels.len() == 2,
                 "{report:?}"

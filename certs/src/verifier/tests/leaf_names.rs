@@ -138,8 +138,9 @@ fn an_authoritys_own_certificate_is_no_leaf() {
 
 fn proxy_verifier(authority: &Authority) -> ClientVerifier {
     let proxy = credentials(authority, Kind::Proxy, "p1");
-    let own = (authority.cluster().clone(), Arc::clone(proxy.authorities()));
-    ClientVerifier::new([own], &provider()).unwrap()
+    let own = authority.cluster().clone();
+    let roots = Arc::clone(proxy.authorities());
+    ClientVerifier::new(own, roots, Arc::new(()), &provider()).unwrap()
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub(super) fn agent(check: &mut Checker<'_>, shape: &Shape) -> Option<AgentPart>
     let services = services(check, shape.service.as_deref().unwrap_or_default());
     let allow = match &section.allow {
         Some(texts) => {
-            let allow = allow(check, texts);
+            let allow = allow(check, "agent.allow", texts);
             if let Some(allow) = &allow {
                 for (index, service) in &services {
                     covered(check, *index, service, allow);
@@ -109,10 +109,15 @@ fn proxies(check: &mut Checker<'_>, texts: Option<&Texts>) -> Option<Vec<String>
     check.dial_addresses("agent.proxies", texts, PROXIES_MAX)
 }
 
-fn allow(check: &mut Checker<'_>, Texts(texts): &Texts) -> Option<AllowList> {
+/// A list of rules at `list`.
+pub(super) fn allow(
+    check: &mut Checker<'_>,
+    list: &str,
+    Texts(texts): &Texts,
+) -> Option<AllowList> {
     if texts.len() > ALLOW_RULES_MAX {
         check.error(
-            "agent.allow",
+            list,
             format!(
                 "has {} rules, over the limit of {ALLOW_RULES_MAX}",
                 texts.len()
@@ -123,7 +128,7 @@ fn allow(check: &mut Checker<'_>, Texts(texts): &Texts) -> Option<AllowList> {
     }
     let mut rules = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
-        let key = format!("agent.allow[{index}]");
+        let key = format!("{list}[{index}]");
         let rule = check.parse(&key, text, "an allow rule", |error: InvalidAllowRule| {
             error.rule
         });

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use certs::{Inspection, PEM_BYTES_MAX, format_utc};
-use mesh_proto::name::{AgentRef, Cluster, InvalidName};
+use mesh_proto::name::{AgentRef, InvalidName};
 use mesh_proto::target::{HostName, InvalidTarget, Target};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -37,7 +37,6 @@ pub(super) fn ingress(
     check: &mut Checker<'_>,
     index: usize,
     shape: &IngressShape,
-    cluster: Option<&Cluster>,
     listeners: &mut Listeners,
 ) -> Option<IngressConfig> {
     let at = |name: &str| format!("ingress[{index}].{name}");
@@ -70,7 +69,7 @@ pub(super) fn ingress(
     };
     let kind = kind.and_then(|kind| match kind {
         Kind::Http => http(check, &at, shape),
-        Kind::Tcp => tcp(check, &at, shape, cluster),
+        Kind::Tcp => tcp(check, &at, shape),
     });
     Some(IngressConfig {
         listen: listen?,
@@ -136,7 +135,6 @@ fn tcp(
     check: &mut Checker<'_>,
     at: &dyn Fn(&str) -> String,
     shape: &IngressShape,
-    cluster: Option<&Cluster>,
 ) -> Option<IngressKind> {
     let mut foreign = false;
     for (name, present) in [
@@ -166,16 +164,6 @@ fn tcp(
     let target: Option<Target> = check
         .required(&at("target"), shape.target.as_ref(), "write target = \"127.0.0.1:5432\" or \"service:db\", what the agent connects this port to")
         .and_then(|text| check.parse(&at("target"), text, "a target", |error: InvalidTarget| error.rule));
-    if let (Some(agent), Some(cluster)) = (&agent, cluster)
-        && agent.local_name(cluster).is_none()
-    {
-        check.error(
-            &at("agent"),
-            format!("\"{agent}\" is not an agent of this cluster, {cluster}, and this version of node reaches no other"),
-            "name an agent of this cluster",
-        );
-        return None;
-    }
     if foreign {
         None
     } else {

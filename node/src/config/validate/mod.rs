@@ -8,6 +8,7 @@ mod ingress;
 mod proxy;
 mod quic;
 mod store;
+mod trust;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,6 +75,7 @@ fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
         ("ingress", "[[ingress]]", shape.ingress.is_some()),
         ("grant", "[[grant]]", shape.grant.is_some()),
         ("store", "[store]", shape.store.is_some()),
+        ("trust", "[[trust]]", shape.trust.is_some()),
     ];
     let of_agent = [
         ("agent", "[agent]", shape.agent.is_some()),
@@ -91,9 +93,9 @@ fn node(check: &mut Checker<'_>, shape: &Shape) -> Option<NodeConfig> {
         }
         None => (present(&of_proxy), present(&of_agent)),
     };
-    let cluster = common.as_ref().map(|common| common.cluster.clone());
+    let own = common.as_ref().map(|common| common.credentials.clone());
     let proxy = for_proxy
-        .then(|| proxy::proxy(check, shape, cluster.as_ref(), listeners))
+        .then(|| proxy::proxy(check, shape, own.as_deref(), listeners))
         .flatten();
     let agent = for_agent.then(|| agent::agent(check, shape)).flatten();
     listeners.0.append(&mut own_listeners.0);

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use certs::Credentials;
+use mesh_proto::allow::AllowList;
 use mesh_proto::grant::Grant;
 use mesh_proto::name::{Cluster, Generation, Group, InvalidName};
 
 use super::Listeners;
 use super::checker::Checker;
 use crate::config::file::{ProxyShape, Shape};
-use crate::config::model::{CommonConfig, DuplicateNames, IngressConfig, ProxyConfig};
+use crate::config::model::{
+    CommonConfig, DuplicateNames, IngressConfig, IngressKind, ProxyConfig, TrustConfig,
+};
 use crate::config::units::format_duration;
 use crate::store::StoreUrl;
 
@@ -38,6 +42,8 @@ pub(super) struct ProxyPart {
     ingresses: Vec<IngressConfig>,
     grants: Vec<Grant>,
     store: Option<StoreUrl>,
+    allow: AllowList,
+    trust: Vec<TrustConfig>,
 }
 
 impl ProxyPart {
@@ -60,6 +66,8 @@ impl ProxyPart {
             ingresses: self.ingresses,
             grants: self.grants,
             store: self.store,
+            allow: self.allow,
+            trust: self.trust,
         }
     }
 }
@@ -67,7 +75,7 @@ impl ProxyPart {
 pub(super) fn proxy(
     check: &mut Checker<'_>,
     shape: &Shape,
-    cluster: Option<&Cluster>,
+    own: Option<&Credentials>,
     listeners: &mut Listeners,
 ) -> Option<ProxyPart> {
     let absent = ProxyShape::default();
@@ -170,6 +178,12 @@ pub(super) fn proxy(
         .map(Some),
     };
     let grants = super::grants::grants(check, shape.grant.as_deref().unwrap_or_default());
+    let allow = match &section.allow {
+        Some(texts) => super::agent::allow(check, "proxy.allow", texts),
+        None => Some(AllowList::default()),
+    };
+    let entries = shape.trust.as_deref().unwrap_or_default();
+    let trust = super::trust::trusts(check, entries, own);
 
     let entries = shape.ingress.as_deref().unwrap_or_default();
     if entries.len() > INGRESSES_MAX {
@@ -186,8 +200,16 @@ pub(super) fn proxy(
     let ingresses: Vec<Option<IngressConfig>> = entries
         .iter()
         .enumerate()
-        .map(|(index, entry)| super::ingress::ingress(check, index, entry, cluster, listeners))
+        .map(|(index, entry)| super::ingress::ingress(check, index, entry, listeners))
         .collect();
+
+    if let (Some(own), Some(trust)) = (own, &trust) {
+        for (index, ingress) in ingresses.iter().enumerate() {
+            if let Some(ingress) = ingress {
+                leads_somewhere(check, index, ingress, &own.identity().cluster, trust);
+            }
+        }
+    }
 
     let (drain_notice, drain_deadline) = drain?;
     Some(ProxyPart {
@@ -205,7 +227,35 @@ pub(super) fn proxy(
         ingresses: ingresses.into_iter().collect::<Option<_>>()?,
         grants: grants?,
         store: store?,
+        allow: allow?,
+        trust: trust?,
     })
+}
+
+/// A port that leads to another cluster needs that one to be trusted.
+fn leads_somewhere(
+    check: &mut Checker<'_>,
+    index: usize,
+    ingress: &IngressConfig,
+    own: &Cluster,
+    trust: &[TrustConfig],
+) {
+    let IngressKind::Tcp { agent, .. } = &ingress.kind else {
+        return;
+    };
+    let is_trusted = |cluster: &Cluster| trust.iter().any(|trust| trust.cluster == *cluster);
+    let is_known = agent.is_cluster(own)
+        || agent.local_name(own).is_some()
+        || agent.cluster_in(is_trusted).is_some();
+    if !is_known {
+        check.error(
+            &format!("ingress[{index}].agent"),
+            format!(
+                "\"{agent}\" is neither an agent of this cluster, {own}, nor of one in a [[trust]]"
+            ),
+            "correct it, or add a [[trust]] for the cluster",
+        );
+    }
 }
 
 fn peers(check: &mut Checker<'_>, section: &ProxyShape) -> Option<Vec<String>> {

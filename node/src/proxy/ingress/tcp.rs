@@ -11,8 +11,8 @@ use super::{Ingress, ServeConnection};
 use crate::forward::{self, ForwardError};
 use crate::net::Socket;
 use crate::proxy::Shared;
+use crate::proxy::Stream;
 use crate::proxy::router::{self, DialRequest, EarlyBytes, Reach};
-use crate::quic::TunnelStream;
 
 pub(super) struct Server {
     shared: Arc<Shared>,
@@ -39,11 +39,11 @@ impl Server {
 
 impl Server {
     /// Forwards on the shard that owns the tunnel's connection; with one shard, that is here.
-    async fn forward(
-        &self,
-        socket: Box<dyn Socket>,
-        tunnel: TunnelStream,
-    ) -> Result<(), ForwardError> {
+    async fn forward(&self, socket: Box<dyn Socket>, stream: Stream) -> Result<(), ForwardError> {
+        let tunnel = match stream {
+            Stream::Tunnel(tunnel) => tunnel,
+            Stream::Direct(target) => return forward::sockets(socket, Box::new(target)).await,
+        };
         let home = match &tunnel.home {
             Some(home) if self.shared.shards > 1 => home.clone(),
             Some(_) | None => return forward::socket(socket, tunnel).await,
@@ -89,13 +89,12 @@ impl ServeConnection for Server {
         // Whatever goes wrong until the tunnel stands, the user sees a reset and not an empty
         // reply that looks whole.
         socket.set_reset_on_close(true);
-        let request = DialRequest {
-            agent: self.agent.clone(),
-            target: self.target.clone(),
+        let request = DialRequest::new(
+            self.agent.clone(),
+            self.target.clone(),
             principal,
-            deadline: self.shared.config.dial_deadline,
-            trace: None,
-        };
+            self.shared.config.dial_deadline,
+        );
         let early = EarlyBytes::of(&mut *socket);
         let dialled = router::dial(&self.shared, &request, Reach::Mesh, Some(early)).await;
         self.shared

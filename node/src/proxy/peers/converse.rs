@@ -64,7 +64,9 @@ pub(super) async fn converse(
         told,
         dead_news,
     ));
-    tasks.spawn(routing::follow(shared.clone(), joined.link.clone()));
+    for of in routing::Of::ALL {
+        tasks.spawn(routing::follow(shared.clone(), joined.link.clone(), of));
+    }
     let error = listen(shared, &joined, recv, reader, &dead, &mut tasks).await;
     if joined.part() {
         shared.mesh.closed(&name);

@@ -162,7 +162,11 @@ pub(super) async fn answer(
     let mut reader = FrameReader::default();
     match reader.next::<Open>(&mut recv).await? {
         Open::Control(_) => {}
-        Open::Dial(_) | Open::Routes(_) | Open::Find(_) | Open::Admin(_) => {
+        Open::Dial(_)
+        | Open::Routes(_)
+        | Open::Find(_)
+        | Open::ClusterRoutes(_)
+        | Open::Admin(_) => {
             return Err(PeerError::Protocol(
                 "its first stream is not a control stream",
             ));

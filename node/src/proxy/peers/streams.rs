@@ -7,9 +7,10 @@ use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{Open, Refused};
 use quinn::{RecvStream, SendStream};
 
+use super::super::Shared;
 use super::super::inbound::Inbound;
 use super::super::router::Reach;
-use super::super::{Shared, routing};
+use super::super::routing::{self, Of};
 use super::links::Link;
 
 /// Serves one stream of a peer.
@@ -38,14 +39,19 @@ async fn answer(shared: Arc<Shared>, link: Arc<Link>, send: SendStream, recv: Re
             inbound.dial(&shared, dial, principal, Reach::Here).await;
         }
         Open::Routes(routes) => {
-            if let Some((send, recv)) = inbound.opened().await {
-                routing::tell(&shared, &link, routes, send, recv).await;
+            if let Some(halves) = inbound.opened().await {
+                routing::tell(&shared, &link, Of::Agents, routes, halves).await;
+            }
+        }
+        Open::ClusterRoutes(routes) => {
+            if let Some(halves) = inbound.opened().await {
+                routing::tell(&shared, &link, Of::Clusters, routes, halves).await;
             }
         }
         Open::Find(find) => {
             if shared.sessions.live(&find.agent).is_empty() {
                 let message = format!(
-                    "no agent `{}` is connected to the proxy {}",
+                    "nobody is connected to the proxy {1} as `{0}`",
                     find.agent, shared.config.common.name
                 );
                 inbound

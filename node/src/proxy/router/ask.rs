@@ -8,6 +8,7 @@ use mesh_proto::wire::{Answer, Dial, EARLY_BYTES_MAX, Open};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
+use super::way::Way;
 use super::{DialRequest, Refusal};
 use crate::net::Socket;
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -77,15 +78,17 @@ pub(super) async fn ask(
     recv: &mut quinn::RecvStream,
     request: &DialRequest,
     until: Instant,
-    whom: &str,
+    way: &Way,
     early: Option<&mut EarlyBytes<'_>>,
 ) -> Result<(), Refusal> {
+    let whom = &way.called();
     let remaining = until.saturating_duration_since(Instant::now());
     let open = Open::Dial(Dial {
         target: request.target.clone(),
         agent: request.agent.clone(),
         principal: request.principal.clone(),
-        hops_left: 0,
+        // Inside the other cluster one hop may follow; to an agent there is none, and a peer takes none.
+        hops_left: u8::from(way.leads_to_cluster()),
         deadline_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
         trace: request.trace,
         ext: Vec::new(),
@@ -120,7 +123,7 @@ pub(super) async fn ask(
                 // The agent wants no bytes: its answer says why, and is on its way.
                 tracing::debug!(%error, "early bytes were not taken");
                 return Err(match reader.next::<Answer>(recv).await {
-                    Ok(Answer::Refused(refused)) => Refusal { reason: refused.reason, message: refused.message },
+                    Ok(Answer::Refused(refused)) => way.refused(refused),
                     Ok(Answer::Opened(_)) | Err(_) => lost(error),
                 });
             }
@@ -132,10 +135,7 @@ pub(super) async fn ask(
             Some(early) => early.send_kept(send).await.map_err(lost),
             None => Ok(()),
         },
-        Ok(Answer::Refused(refused)) => Err(Refusal {
-            reason: refused.reason,
-            message: refused.message,
-        }),
+        Ok(Answer::Refused(refused)) => Err(way.refused(refused)),
         Err(FrameError::Read(error)) => Err(lost(error.into())),
         Err(FrameError::Ended | FrameError::Truncated) => Err(Refusal::new(
             Reason::Lost,

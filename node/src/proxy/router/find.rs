@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{AgentName, NodeName};
 use mesh_proto::wire::{Answer, MemberState, Open, OpenFind};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -35,7 +35,7 @@ const DISTANCE_STEP: Duration = Duration::from_millis(10);
 /// Which agents nobody was found to hold, a moment ago.
 #[derive(Debug)]
 pub(in crate::proxy) struct Misses {
-    since: Mutex<BTreeMap<NodeName, Instant>>,
+    since: Mutex<BTreeMap<AgentName, Instant>>,
     running: Semaphore,
     turn: std::sync::atomic::AtomicUsize,
 }
@@ -49,12 +49,12 @@ impl Misses {
         }
     }
 
-    fn is_known(&self, agent: &NodeName) -> bool {
+    fn is_known(&self, agent: &AgentName) -> bool {
         let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.get(agent).is_some_and(|at| at.elapsed() < MISS_FOR)
     }
 
-    fn note(&self, agent: &NodeName) {
+    fn note(&self, agent: &AgentName) {
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         if since.len() >= MISSES_MAX {
             since.retain(|_, at| at.elapsed() < MISS_FOR);
@@ -67,8 +67,8 @@ impl Misses {
 
 /// The connected peers that claim an agent: those that stay before those that leave or are silent,
 /// the near before the far, and in turn among equals.
-pub(in crate::proxy) fn claimants(shared: &Shared, agent: &NodeName) -> Vec<Arc<Link>> {
-    let holders = shared.routing.holders(agent);
+pub(in crate::proxy) fn claimants(shared: &Shared, agent: &AgentName) -> Vec<Arc<Link>> {
+    let holders = shared.routes_of(agent).holders(agent);
     let turn = shared
         .misses
         .turn
@@ -91,7 +91,7 @@ pub(in crate::proxy) fn claimants(shared: &Shared, agent: &NodeName) -> Vec<Arc<
 /// Asks all other peers at once, each once. The peer that says yes first, or nobody.
 pub(super) async fn ask_all(
     shared: &Arc<Shared>,
-    agent: &NodeName,
+    agent: &AgentName,
     tried: &BTreeSet<NodeName>,
     until: Instant,
 ) -> Option<Arc<Link>> {
@@ -130,7 +130,7 @@ pub(super) async fn ask_all(
 }
 
 /// Whether a peer says that it holds an agent. A peer that fails does not.
-async fn holds(shared: &Shared, link: &Link, agent: &NodeName) -> bool {
+async fn holds(shared: &Shared, link: &Link, agent: &AgentName) -> bool {
     let question = async {
         let (mut send, mut recv) = link.connection.open_bi().await.ok()?;
         let open = shared.hooks.encode(&Open::Find(OpenFind {

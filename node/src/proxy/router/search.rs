@@ -5,16 +5,16 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::name::NodeName;
+use mesh_proto::name::{AgentName, NodeName};
 use mesh_proto::refusal::Reason;
 use tokio::time::Instant;
 
 use super::super::Shared;
 use super::super::metrics::Path;
+use super::super::stream::Stream;
 use super::ask::EarlyBytes;
 use super::way::Way;
 use super::{DialRequest, Reach, Refusal};
-use crate::quic::TunnelStream;
 
 /// The search of one dial.
 pub(super) struct Search<'a, 'e> {
@@ -30,7 +30,7 @@ pub(super) struct Search<'a, 'e> {
     /// The time was up before all ways were tried.
     too_late: bool,
     /// What the search has come to.
-    end: Option<(Path, Result<TunnelStream, Refusal>)>,
+    end: Option<(Path, Result<Stream, Refusal>)>,
 }
 
 impl<'a, 'e> Search<'a, 'e> {
@@ -124,7 +124,7 @@ impl<'a, 'e> Search<'a, 'e> {
                 .as_ref()
                 .is_some_and(|early| !early.is_resendable()),
             // A route that is no more.
-            Reason::NoAgent => path != Path::Peer,
+            Reason::NoAgent => path != Path::Peer || refusal.by_other_cluster,
             Reason::BadTarget
             | Reason::NotAllowed
             | Reason::Refused
@@ -139,7 +139,7 @@ impl<'a, 'e> Search<'a, 'e> {
     }
 
     /// What the dial comes to.
-    pub(super) fn end(self, agent: &NodeName) -> (Path, Result<TunnelStream, Refusal>) {
+    pub(super) fn end(self, agent: &AgentName) -> (Path, Result<Stream, Refusal>) {
         if let Some(end) = self.end {
             return end;
         }
@@ -151,7 +151,7 @@ impl<'a, 'e> Search<'a, 'e> {
         let Some((path, last)) = found.next_back() else {
             if self.too_late {
                 let message = format!(
-                    "the deadline of {:?} passed before the agent {agent} could be asked",
+                    "the deadline of {:?} passed before {agent} could be asked",
                     self.request.deadline
                 );
                 return (Path::None, Err(Refusal::new(Reason::Timeout, message)));
@@ -168,14 +168,22 @@ impl<'a, 'e> Search<'a, 'e> {
                 let _ = write!(message, "; before, {}: {}", refusal.reason, refusal.message);
             }
         }
-        let refusal = Refusal::new(last.reason, message);
+        let refusal = Refusal {
+            by_other_cluster: last.by_other_cluster,
+            ..Refusal::new(last.reason, message)
+        };
         (*path, Err(refusal))
     }
 }
 
-fn missing(shared: &Shared, agent: &NodeName, reach: Reach) -> Refusal {
+fn missing(shared: &Shared, agent: &AgentName, reach: Reach) -> Refusal {
+    let what = if agent.is_cluster() {
+        "cluster"
+    } else {
+        "agent"
+    };
     if shared.sessions.is_leaving(agent) {
-        let message = format!("the agent {agent} is about to leave");
+        let message = format!("the {what} {agent} is about to leave");
         return Refusal::new(Reason::Draining, message);
     }
     let own = &shared.config.common.name;
@@ -185,6 +193,12 @@ fn missing(shared: &Shared, agent: &NodeName, reach: Reach) -> Refusal {
         (Reach::Mesh, 1) => format!("the proxy {own} or its one peer"),
         (Reach::Mesh, peers) => format!("the proxy {own} or one of its {peers} peers"),
     };
+    if agent.is_cluster() {
+        let message = format!(
+            "no proxy of the cluster {agent} is connected to {place}; see that a tunnel to this cluster stands there (`node tunnel ls`), and read the log of its proxies"
+        );
+        return Refusal::new(Reason::NoAgent, message);
+    }
     let message = format!(
         "no agent `{agent}` is connected to {place}; see that it runs, that it is spelled so, and read its log"
     );

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_proto::close::ResetCode;
 use mesh_proto::refusal::Reason;
+use mesh_proto::wire::Refused;
 use quinn::Connection;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -13,6 +14,7 @@ use super::super::Shared;
 use super::super::metrics::Path;
 use super::super::peers::links::{InUse, Link};
 use super::super::session::Session;
+use super::super::stream::Stream;
 use super::ask::{EarlyBytes, ask};
 use super::{DialRequest, Refusal, log_dial};
 use crate::metrics::{OnEnd, StreamMeter};
@@ -62,8 +64,28 @@ impl Way {
     /// What it is called in what users read.
     pub(super) fn called(&self) -> String {
         match self {
-            Self::Session(_) => "the agent".to_owned(),
+            Self::Session(session) => match &session.proxy {
+                Some(proxy) => format!("the proxy {proxy} of {}", session.agent),
+                None => "the agent".to_owned(),
+            },
             Self::Peer(link) => format!("the proxy {}", link.name),
+        }
+    }
+
+    /// Whether another cluster is at its end.
+    pub(super) fn leads_to_cluster(&self) -> bool {
+        match self {
+            Self::Session(session) => session.agent.is_cluster(),
+            Self::Peer(_) => false,
+        }
+    }
+
+    /// What was refused on it.
+    pub(super) fn refused(&self, refused: Refused) -> Refusal {
+        Refusal {
+            by_other_cluster: self.leads_to_cluster() || refused.is_by_other_cluster(),
+            reason: refused.reason,
+            message: refused.message,
         }
     }
 
@@ -91,7 +113,7 @@ impl Way {
         until: Instant,
         patience: Option<Duration>,
         early: Option<&mut EarlyBytes<'_>>,
-    ) -> Result<TunnelStream, Refusal> {
+    ) -> Result<Stream, Refusal> {
         let whom = self.called();
         let connection = self.connection();
         let in_use = self.hold();
@@ -115,7 +137,7 @@ impl Way {
         let meter = StreamMeter::open(&shared.node_metrics);
         let mut send = TunnelSend::new(send, meter);
 
-        let asking = ask(&mut send, &mut recv, request, until, &whom, early);
+        let asking = ask(&mut send, &mut recv, request, until, self, early);
         let asked = tokio::select! {
             biased;
             asked = tokio::time::timeout_at(until, asking) => asked,
@@ -147,10 +169,10 @@ impl Way {
         let recv = TunnelRecv::new(recv, send.meter().clone(), &shared.budget);
         send.meter()
             .on_end(log_at_end(request, self.path(), in_use));
-        Ok(TunnelStream {
+        Ok(Stream::Tunnel(TunnelStream {
             home: Some(self.runtime()),
             ..TunnelStream::of(send, recv)
-        })
+        }))
     }
 }
 

@@ -6,11 +6,15 @@
 //! | `watch.rs` | keeps that up to date, and hands it to whoever keeps the connections |
 //! | `change.rs` | tunnels come, change and go |
 //! | `gauges.rs` | what is measured of it |
-//!
-//! The connections themselves are a [`TunnelRunner`]'s matter.
+//! | `pools.rs` | the tunnels that this proxy keeps: for each a pool of connections |
+//! | `keep.rs` | one of them, from its first wish to its end |
+//! | `answer.rs` | what the other cluster's proxies ask for |
 
+mod answer;
 mod change;
 mod gauges;
+mod keep;
+mod pools;
 mod resources;
 mod watch;
 
@@ -18,10 +22,12 @@ use std::fmt;
 
 use mesh_proto::name::Cluster;
 use mesh_proto::tunnel::Tunnel;
+use tokio::time::Instant;
 
 pub(crate) use self::change::{ChangeError, Changed, Wish};
 #[doc(hidden)]
 pub use self::gauges::metric_names;
+pub use self::pools::Tunnels;
 pub(crate) use self::resources::Resources;
 pub(super) use self::watch::run;
 
@@ -52,6 +58,8 @@ pub enum TunnelState {
     Failing {
         /// Why, and what to do.
         why: String,
+        /// Since when.
+        since: Instant,
     },
 }
 

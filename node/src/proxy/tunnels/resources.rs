@@ -1,7 +1,7 @@
 //! What the store holds, as far as it is known, and what is told of it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use mesh_proto::name::Cluster;
@@ -20,6 +20,9 @@ use crate::store::{Change, Freshness, Revision, Store, StoreError, Update};
 /// How many things that are wrong with single tunnels are listed among the problems of a proxy.
 const PROBLEMS_MAX: usize = 20;
 
+/// The state of a tunnel of which the runner says nothing: it has just been told.
+const UNSAID: TunnelState = TunnelState::Connecting;
+
 /// The tunnel resources of a proxy.
 #[derive(Debug)]
 pub(crate) struct Resources {
@@ -29,7 +32,8 @@ pub(crate) struct Resources {
     /// This cluster, to which there is no tunnel.
     pub(super) own: Cluster,
     pub(super) clock: WallClock,
-    runner: Option<Arc<dyn TunnelRunner>>,
+    /// Whoever keeps the connections, from the start of the proxy on.
+    runner: OnceLock<Arc<dyn TunnelRunner>>,
     view: Mutex<View>,
     /// The view has changed.
     pub(super) changes: Changes,
@@ -51,7 +55,7 @@ struct View {
 }
 
 impl Resources {
-    /// Nothing is known yet. `runner` is told what is wanted once it is.
+    /// Nothing is known yet.
     ///
     /// # Errors
     /// When the registry has such metrics already.
@@ -60,7 +64,6 @@ impl Resources {
         place: Option<String>,
         own: Cluster,
         clock: WallClock,
-        runner: Option<Arc<dyn TunnelRunner>>,
         registry: &Registry,
     ) -> Result<Arc<Self>, MetricsError> {
         let resources = Arc::new(Self {
@@ -68,7 +71,7 @@ impl Resources {
             place,
             own,
             clock,
-            runner,
+            runner: OnceLock::new(),
             view: Mutex::new(View {
                 tunnels: BTreeMap::new(),
                 invalid: BTreeMap::new(),
@@ -84,6 +87,12 @@ impl Resources {
         });
         Gauges::register(registry, &resources)?;
         Ok(resources)
+    }
+
+    /// Says who is told what is wanted, once it is known.
+    pub(in crate::proxy) fn keep_with(&self, runner: Arc<dyn TunnelRunner>) {
+        // A second one would leave the first with what it was told.
+        let _ = self.runner.set(runner);
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -115,7 +124,7 @@ impl Resources {
             }
             changed.then(|| view.tunnels.values().cloned().collect())
         };
-        if let (Some(wanted), Some(runner)) = (wanted, &self.runner) {
+        if let (Some(wanted), Some(runner)) = (wanted, self.runner.get()) {
             runner.apply(wanted);
         }
         self.changes.notify();
@@ -228,21 +237,10 @@ impl Resources {
     }
 
     fn states(&self) -> BTreeMap<Cluster, TunnelState> {
-        match &self.runner {
-            Some(runner) => runner.states().into_iter().collect(),
-            None => BTreeMap::new(),
-        }
-    }
-
-    /// The state of a tunnel, where the runner says nothing of it.
-    fn unsaid(&self) -> TunnelState {
-        match &self.runner {
-            // It has just been told.
-            Some(_) => TunnelState::Connecting,
-            None => TunnelState::Failing {
-                why: "this version keeps no connections to other clusters yet".to_owned(),
-            },
-        }
+        let runner = self.runner.get();
+        runner.map_or_else(BTreeMap::new, |runner| {
+            runner.states().into_iter().collect()
+        })
     }
 
     /// How many are in which state, in the order of [`TunnelState::NAMES`].
@@ -256,7 +254,7 @@ impl Resources {
             }
         };
         for cluster in view.tunnels.keys() {
-            count(states.get(cluster).unwrap_or(&self.unsaid()).as_str());
+            count(states.get(cluster).unwrap_or(&UNSAID).as_str());
         }
         for _ in view.invalid.keys() {
             count(INVALID);
@@ -294,12 +292,11 @@ impl Resources {
         let store = self.store_report();
         let now_ms = self.clock.unix_millis();
         let view = self.view();
-        let unsaid = self.unsaid();
         let mut tunnels: Vec<TunnelReport> = view
             .tunnels
             .values()
             .map(|tunnel| {
-                let state = states.get(tunnel.cluster()).unwrap_or(&unsaid);
+                let state = states.get(tunnel.cluster()).unwrap_or(&UNSAID);
                 tunnel_report(tunnel, state, now_ms)
             })
             .collect();
@@ -359,13 +356,13 @@ impl Resources {
 }
 
 fn tunnel_report(tunnel: &Tunnel, state: &TunnelState, now_ms: u64) -> TunnelReport {
-    let (connected, wanted, why) = match state {
-        TunnelState::Connecting => (None, None, None),
+    let (connected, wanted, why, since) = match state {
+        TunnelState::Connecting => (None, None, None, None),
         TunnelState::Connected {
             connections,
             wanted,
-        } => (Some(*connections), Some(*wanted), None),
-        TunnelState::Failing { why } => (None, None, Some(why.clone())),
+        } => (Some(*connections), Some(*wanted), None, None),
+        TunnelState::Failing { why, since } => (None, None, Some(why.clone()), Some(*since)),
     };
     let age = Duration::from_millis(now_ms.saturating_sub(tunnel.created_ms()));
     TunnelReport {
@@ -377,6 +374,7 @@ fn tunnel_report(tunnel: &Tunnel, state: &TunnelState, now_ms: u64) -> TunnelRep
         connected,
         wanted,
         why,
+        failing_seconds: since.map(|since| since.elapsed().as_secs_f64()),
         age_seconds: age.as_secs_f64(),
         left_seconds: tunnel.time_left(now_ms).map(|left| left.as_secs_f64()),
         revision: tunnel.revision(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use node::net::{Network as _, Socket};
-use node::quic::TunnelStream;
+use node::proxy::Stream;
 
 use super::{NodeId, World};
 use crate::Result;
@@ -77,7 +77,7 @@ impl World {
     ///
     /// # Errors
     /// The refusal.
-    pub async fn dial(&self, proxy: NodeId, agent: NodeId, target: &str) -> Result<TunnelStream> {
+    pub async fn dial(&self, proxy: NodeId, agent: NodeId, target: &str) -> Result<Stream> {
         let dialer = self.proxy(proxy)?.dialer(self.name(agent))?;
         Ok(dialer.dial(target).await?)
     }

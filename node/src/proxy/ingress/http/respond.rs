@@ -116,6 +116,7 @@ impl From<&DialError> for Refusal {
             target,
             reason,
             message,
+            by_other_cluster: _,
         } = error;
         Self::new(
             *reason,
@@ -138,6 +139,7 @@ mod tests {
                 target: "h:80".parse().unwrap(),
                 reason,
                 message: "what happened; what to do".into(),
+                by_other_cluster: false,
             };
             let refusal = Refusal::from(&error);
             let response = refusal.response(());

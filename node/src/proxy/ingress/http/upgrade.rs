@@ -11,6 +11,7 @@ use super::connection::{ConnectionState, UserIo};
 use super::upstream::{Transport, UpstreamIo};
 use crate::forward;
 use crate::net::Socket as _;
+use crate::proxy::Stream;
 
 /// An upgrade on which user and target have agreed.
 #[derive(Debug)]
@@ -46,9 +47,14 @@ impl Upgrade {
         // hyper may have read beyond the heads: that is the first of what is forwarded.
         socket.after_upgrade(user.read_buf, target.read_buf);
         match target.io.into_inner().transport {
-            Transport::Plain(tunnel) => forward::socket(Box::new(socket), tunnel)
+            Transport::Plain(Stream::Tunnel(tunnel)) => forward::socket(Box::new(socket), tunnel)
                 .await
                 .map_err(io::Error::other),
+            Transport::Plain(Stream::Direct(target)) => {
+                forward::sockets(Box::new(socket), Box::new(target))
+                    .await
+                    .map_err(io::Error::other)
+            }
             Transport::Tls(mut stream) => {
                 socket.set_reset_on_close(true);
                 tokio::io::copy_bidirectional(&mut socket, &mut stream).await?;

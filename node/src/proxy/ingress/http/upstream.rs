@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_proto::name::{AgentRef, Cluster, NodeName};
+use mesh_proto::name::{AgentName, AgentRef};
 use mesh_proto::principal::Principal;
 use mesh_proto::refusal::Reason;
 use mesh_proto::target::Target;
@@ -30,9 +30,8 @@ use super::executor::TrackedExecutor;
 use super::path::Scheme;
 use crate::clock::WallClock;
 use crate::net::BoxFuture;
-use crate::proxy::Shared;
 use crate::proxy::router::{self, DialError, DialRequest, Reach};
-use crate::quic::TunnelStream;
+use crate::proxy::{Shared, Stream};
 
 /// Pools at one time; of more, the one longest unused is dropped.
 const POOLS_MAX: usize = 1024;
@@ -121,9 +120,10 @@ impl Upstream {
     }
 
     /// Closes the idle connections through `agent`.
-    pub(super) fn evict(&self, agent: &NodeName) {
-        let cluster = &self.shared.config.common.cluster;
-        let is_of_agent = |key: &PoolKey| key.agent.local_name(cluster).as_ref() == Some(agent);
+    pub(super) fn evict(&self, agent: &AgentName) {
+        let name = |key: &PoolKey| self.shared.place(&key.agent)?.name();
+        // What is nobody's any more, since its cluster is not trusted, goes as well.
+        let is_of_agent = |key: &PoolKey| name(key).is_none_or(|name| name == *agent);
         let evicted: Vec<_> = self
             .lock()
             .by_key
@@ -140,7 +140,10 @@ impl Upstream {
 
     fn client(&self, key: PoolKey) -> HttpClient {
         let key = PoolKey {
-            agent: canonical(key.agent, &self.shared.config.common.cluster),
+            agent: match self.shared.place(&key.agent) {
+                Some(place) => place.canonical(key.agent),
+                None => key.agent,
+            },
             ..key
         };
         let mut pools = self.lock();
@@ -186,11 +189,6 @@ impl Upstream {
     fn lock(&self) -> std::sync::MutexGuard<'_, Pools> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// One spelling for `a1` and `a1.<own cluster>`.
-fn canonical(agent: AgentRef, own: &Cluster) -> AgentRef {
-    agent.local_name(own).map_or(agent, AgentRef::from)
 }
 
 /// No response came.
@@ -290,11 +288,8 @@ impl Connector {
             principal,
         } = self.key;
         let request = DialRequest {
-            agent,
-            target,
-            principal,
-            deadline,
             trace,
+            ..DialRequest::new(agent, target, principal, deadline)
         };
         let tunnel = router::dial(&self.shared, &request, Reach::Mesh, None).await?;
         let served = Served::default();
@@ -306,6 +301,7 @@ impl Connector {
                     target: request.target.clone(),
                     reason,
                     message,
+                    by_other_cluster: false,
                 };
                 let name =
                     server_name(&request.target).map_err(|why| refused(Reason::BadTarget, why))?;
@@ -364,9 +360,9 @@ impl UpstreamIo {
 #[derive(Debug)]
 pub(super) enum Transport {
     /// As they come.
-    Plain(TunnelStream),
+    Plain(Stream),
     /// In TLS.
-    Tls(Box<TlsStream<TunnelStream>>),
+    Tls(Box<TlsStream<Stream>>),
 }
 
 impl Connection for UpstreamIo {
@@ -450,22 +446,6 @@ mod tests {
                 found.as_ref().map(|name| name.to_str()).as_deref(),
                 name,
                 "{target}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_agent_has_one_spelling() {
-        let own = "example.com".parse().unwrap();
-        for (written, canonical_form) in [
-            ("a1", "a1"),
-            ("a1.example.com", "a1"),
-            ("a1.example.org", "a1.example.org"),
-            ("example.com", "example.com"),
-        ] {
-            assert_eq!(
-                canonical(written.parse().unwrap(), &own).as_str(),
-                canonical_form
             );
         }
     }

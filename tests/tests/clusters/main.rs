@@ -1,0 +1,20 @@
+//! Cluster to cluster: who may connect and as what, dials across, tunnels, and trust that changes.
+//!
+//! | module | what |
+//! |---|---|
+//! | `dials` | from one cluster into another: its proxies themselves, and agents behind them |
+//! | `itself` | what a proxy dials itself |
+//! | `identities` | every kind, protocol and cluster at the door |
+//! | `changes` | trust that is taken away, given back, and replaced, live |
+//! | `tunnels` | pools that start, move and end |
+//! | `binary` | the real binary reads its config anew |
+//! | `fleet` | many tunnels that change, in virtual time |
+
+mod binary;
+mod changes;
+mod dials;
+mod fleet;
+mod identities;
+mod itself;
+mod support;
+mod tunnels;
