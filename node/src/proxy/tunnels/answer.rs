@@ -46,7 +46,11 @@ impl Answers for Answerer {
                     };
                     inbound.dial(&shared, dial, principal, reach).await;
                 }
-                Open::Control(_) | Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) => {
+                Open::Control(_)
+                | Open::Routes(_)
+                | Open::Find(_)
+                | Open::ClusterRoutes(_)
+                | Open::Admin(_) => {
                     let what = "through a tunnel, another cluster may dial, and nothing else";
                     inbound
                         .refuse(Refused::new(Reason::Unsupported, what))

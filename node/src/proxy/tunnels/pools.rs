@@ -62,9 +62,8 @@ impl Tunnels {
                 random: shared.random.clone(),
                 clock: shared.clock.clone(),
                 hooks: Hooks {
-                    authorizer: None,
-                    on_connect: None,
                     on_frame: shared.hooks.on_frame.clone(),
+                    ..Hooks::default()
                 },
                 instance: shared.random.bytes(),
                 keys,
