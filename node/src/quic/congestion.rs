@@ -228,6 +228,10 @@ mod tests {
         }
     }
 
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
     struct Path {
         controller: Tolerant,
         told: Told,
@@ -250,7 +254,7 @@ mod tests {
 
         /// Of `packets`, each `nth` is lost; how often CUBIC was told.
         fn lose(&mut self, packets: u64, nth: u64) -> u64 {
-            let (now, before) = (Instant::now(), self.told());
+            let (now, before) = (now(), self.told());
             for packet in 1..=packets {
                 if packet % nth == 0 {
                     self.controller.on_congestion_event(now, now, false, MTU);
@@ -310,7 +314,7 @@ mod tests {
 
     #[test]
     fn marks_and_silence_are_always_told() {
-        let (mut path, now) = (Path::new(LONG, LONG), Instant::now());
+        let (mut path, now) = (Path::new(LONG, LONG), now());
         path.controller.on_congestion_event(now, now, false, 0);
         assert_eq!(path.told(), 1);
         path.controller.on_congestion_event(now, now, true, MTU);
