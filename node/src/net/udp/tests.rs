@@ -6,12 +6,13 @@ use super::*;
 
 const SEGMENT_BYTES: usize = 1_200;
 
-/// A socket on loopback, and what is sent to it: within a second each.
+/// How long a datagram may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A socket on loopback, and its address.
 fn receiver() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
-    socket
-        .set_read_timeout(Some(std::time::Duration::from_secs(10)))
-        .expect("a socket option");
+    socket.set_nonblocking(true).expect("a socket option");
     let address = socket.local_addr().expect("bound");
     (socket, address)
 }
@@ -40,17 +41,15 @@ fn transmit(destination: SocketAddr, contents: &[u8]) -> Transmit<'_> {
 
 /// The numbers and lengths of the next datagrams.
 async fn receive(socket: UdpSocket, count: usize) -> Vec<(u8, usize)> {
-    let (done, received) = tokio::sync::oneshot::channel();
-    // The runtime goes on meanwhile: it may have something to send yet.
-    std::thread::spawn(move || {
-        let mut buffer = [0; 2_000];
-        let read = (0..count).map(|_| {
-            let length = socket.recv(&mut buffer).expect("a datagram");
-            (buffer[0], length)
-        });
-        let _ = done.send(read.collect());
-    });
-    received.await.expect("all of them, in time")
+    let socket = tokio::net::UdpSocket::from_std(socket).expect("a socket of a runtime");
+    let mut buffer = [0; 2_000];
+    let mut received = Vec::new();
+    while received.len() < count {
+        let next = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer));
+        let length = next.await.expect("in time").expect("a datagram");
+        received.push((buffer[0], length));
+    }
+    received
 }
 
 fn whole(numbers: std::ops::Range<u8>) -> Vec<(u8, usize)> {
