@@ -192,7 +192,8 @@ impl Fleet {
         }
         self.agents.iter().all(|(agent, _)| {
             let held = world.connections(*agent);
-            held >= WANTED && sessions.get(&world.name(*agent).clone().into()) == Some(&held)
+            let name = AgentName::from(world.name(*agent).clone());
+            held >= WANTED && sessions.get(&name) == Some(&held)
         })
     }
 
