@@ -192,8 +192,7 @@ impl Fleet {
         }
         self.agents.iter().all(|(agent, _)| {
             let held = world.connections(*agent);
-            let name = AgentName::from(world.name(*agent).clone());
-            held >= WANTED && sessions.get(&name) == Some(&held)
+            held >= WANTED && sessions.get(world.name(*agent)) == Some(&held)
         })
     }
 
