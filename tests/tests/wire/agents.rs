@@ -302,7 +302,7 @@ pub(crate) async fn users(bystander: &Bystander) -> Result {
     cases.push((
         "routes",
         encoded(&routes)?,
-        "a user may dial, and nothing else",
+        "a user may dial and administer, and nothing else",
     ));
     cases.push((
         "no agent",
