@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
-use mesh_proto::name::NodeName;
+use mesh_proto::name::AgentName;
 use mesh_tests::Result;
 use mesh_tests::sim::{Link, NodeId, Running, Service, World};
 use rand::SeedableRng as _;
@@ -183,7 +183,7 @@ impl Fleet {
     /// Whether every agent has its connections, and the proxies say so too: one that has died is
     /// noticed by the next packet to it, and counts until then.
     fn is_connected(&self, world: &World) -> bool {
-        let mut sessions: BTreeMap<NodeName, usize> = BTreeMap::new();
+        let mut sessions: BTreeMap<AgentName, usize> = BTreeMap::new();
         for proxy in &self.proxies {
             let held = world.proxy(*proxy).map(|proxy| proxy.sessions());
             for session in held.into_iter().flatten() {
