@@ -49,6 +49,8 @@ struct Inner {
     /// How each connection is asked to go.
     let_go: BTreeMap<LeaseId, watch::Sender<Option<LetGo>>>,
     failures: Failures,
+    /// The last attempt that failed, or connection that was lost, in full.
+    last_failure: Option<String>,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,7 @@ impl PoolState {
             rng: Jitter(rng),
             let_go: BTreeMap::new(),
             failures: Failures::default(),
+            last_failure: None,
         };
         Self {
             pool: Mutex::new(inner),
@@ -115,7 +118,13 @@ impl PoolState {
         }
     }
 
+    /// What failed last, in full.
+    pub(super) fn last_failure(&self) -> Option<String> {
+        self.lock().last_failure.clone()
+    }
+
     fn log_failure(&self, cluster: &Cluster, place: &str, error: &ConnectError) {
+        self.lock().last_failure = Some(format!("{place}: {error}"));
         if self.is_news(place, What::Connect, error.gist()) {
             tracing::warn!(
                 %cluster, address = place,
@@ -215,7 +224,8 @@ impl Lease {
     }
 
     /// The connection to `proxy` was lost: is that to be said?
-    pub(super) fn is_lost_news(&self, proxy: &NodeName, ending: Ending) -> bool {
+    pub(super) fn is_lost_news(&self, proxy: &NodeName, ending: Ending, why: &str) -> bool {
+        self.state.lock().last_failure = Some(format!("{proxy}: {why}"));
         let gist = ending.as_str().to_owned();
         self.state.is_news(proxy.as_str(), What::Stay, gist)
     }

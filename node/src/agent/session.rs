@@ -241,7 +241,7 @@ fn log_end(
                 || reason.to_string(),
                 |broken| format!("the proxy broke the protocol: {broken}"),
             );
-            if lease.is_lost_news(proxy, ending) {
+            if lease.is_lost_news(proxy, ending, &why) {
                 tracing::warn!(%cluster, %proxy, reason = why, "lost the connection to a proxy, and will connect again");
             } else {
                 tracing::debug!(%cluster, %proxy, reason = why, "lost the connection to a proxy again");

@@ -140,7 +140,7 @@ impl Drop for TunnelPool {
 impl Look {
     /// Its counts, why the last attempt failed, and since when nothing is connected if that is so.
     pub(crate) fn report(&self) -> (Counts, Option<String>, Instant) {
-        let (counts, failing) = self.0.pool.report();
-        (counts, failing, self.0.down_since())
+        let (counts, _) = self.0.pool.report();
+        (counts, self.0.pool.last_failure(), self.0.down_since())
     }
 }

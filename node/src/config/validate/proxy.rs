@@ -251,7 +251,7 @@ fn leads_somewhere(
         check.error(
             &format!("ingress[{index}].agent"),
             format!(
-                "\"{agent}\" is neither an agent of this cluster, {own}, nor of one in a [[trust]]"
+                "\"{agent}\" is not an agent of this cluster, {own}, nor of one in a [[trust]]"
             ),
             "correct it, or add a [[trust]] for the cluster",
         );
