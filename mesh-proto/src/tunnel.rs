@@ -59,7 +59,7 @@ pub struct Draft {
     pub cluster: String,
     /// Where to dial it: `host`, `host:port`, `v4:port`, `[v6]:port`.
     pub addresses: Vec<String>,
-    /// How many connections all proxies of this cluster keep together; 0 is each proxy to every
+    /// How many connections each proxy of this cluster keeps; 0 is one to every
     /// proxy of the other side.
     pub connections: u64,
     /// Free text for operators, by key.
@@ -136,7 +136,7 @@ impl Tunnel {
         &self.addresses
     }
 
-    /// How many connections all proxies of this cluster keep together; 0 is each proxy to every
+    /// How many connections each proxy of this cluster keeps; 0 is one to every
     /// proxy of the other side.
     #[must_use]
     pub fn connections(&self) -> u32 {
