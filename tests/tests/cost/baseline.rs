@@ -179,7 +179,8 @@ fn compare(entries: &BTreeMap<String, Entry>, measured: &Measured) -> Verdict {
         );
         // What is no number is not fine either.
         if !value.is_finite() || *value > most {
-            verdict.worse.push(format!("{change}\n  now: {detail}"));
+            let now = if detail.is_empty() { "" } else { "\n  now: " };
+            verdict.worse.push(format!("{change}{now}{detail}"));
         } else if *value < least {
             verdict.better.push(change);
         }

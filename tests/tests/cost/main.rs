@@ -17,6 +17,7 @@
 //! | [`traced`] | a program under strace |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![expect(clippy::print_stdout, reason = "numbers are for people to read")]
 
 mod allocations;
 mod baseline;

@@ -7,16 +7,22 @@ use anyhow::ensure;
 use certs::Kind;
 use mesh_proto::wire::{ALPN_AGENT, ALPN_USER};
 use mesh_tests::Result;
-use mesh_tests::fleet::{Node, proxy_config};
+use mesh_tests::fleet::{Node, Pair, proxy_config};
 use mesh_tests::pki::Pki;
+use mesh_tests::services::Service;
 use mesh_tests::{probe, quic};
 use node::config::QuicConfig;
 use node::quic::transport::connection_window_bytes;
 use quinn::{Connection, SendStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
 
 /// Streams that a proxy takes from whom it does not know yet, or from an agent who may not dial.
 /// quinn sets aside memory for each, whether it is ever opened or not.
 const STREAMS_MAX: usize = 64;
+
+/// Streams opened at one time, all of them: many times what an agent allows at first.
+const BURST: usize = 600;
 
 /// As many streams as the other side allows by now, all of them open.
 fn allowed(connection: &Connection) -> Result<Vec<SendStream>> {
@@ -62,6 +68,32 @@ async fn a_proxy_allows_few_streams() -> Result {
     })
     .await?;
     ensure!(streams <= STREAMS_MAX, "{streams} streams for an agent");
+    Ok(())
+}
+
+/// An agent allows few streams at first, and more as they are used: a burst of many waits for that, and
+/// none of it is refused.
+#[tokio::test]
+async fn an_agent_takes_a_burst_of_streams() -> Result {
+    let echo = Service::echo().await?;
+    let pair = Pair::start(&[echo.rule()], Vec::new()).await?;
+    let dialer = pair.proxy.as_proxy()?.dialer("a1")?;
+    let mut dials = JoinSet::new();
+    for _ in 0..BURST {
+        let (dialer, target) = (dialer.clone(), echo.rule());
+        dials.spawn(async move { dialer.dial(&target).await });
+    }
+    let mut streams = Vec::new();
+    while let Some(dialled) = dials.join_next().await {
+        streams.push(dialled??);
+    }
+    // All of them at one time.
+    for stream in &mut streams {
+        stream.write_all(b"here").await?;
+        stream.read_exact(&mut [0; 4]).await?;
+    }
+    drop(streams);
+    pair.stop().await;
     Ok(())
 }
 
