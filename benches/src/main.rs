@@ -4,6 +4,7 @@
 //! cargo run --release -p mesh-benches -- compare            # under ten minutes
 //! cargo run --release -p mesh-benches -- compare --quick    # under two
 //! cargo run --release -p mesh-benches -- cpu_when_idle
+//! cargo run --release -p mesh-benches -- scale
 //! ```
 //!
 //! How `compare` measures, and what came out of it, is in `docs/PERFORMANCE.md`.
@@ -20,13 +21,15 @@
 //! | [`machine`] | the machine, its limits, a network namespace of our own |
 //! | [`process`] | child processes, and what they use |
 //! | [`cpu_when_idle`] | what an agent costs that has nothing to do |
+//! | [`scale`] | agents, streams, proxies, routes: what one more costs |
 //!
 //! `cargo bench -p mesh-benches` runs the benchmarks of single functions:
 //!
 //! | bench | what |
 //! |---|---|
+//! | `forward` | the forwarding loop between sockets, messages of 64 B to 1 MiB on 1 to 64 streams |
 //! | `codec` | frames of a stream and of the control stream, encoded and decoded |
-//! | `pool` | a step of the agent's pool, with 3 to 1,000 known proxies |
+//! | `pool` | a step of the agent's pool, with 3 to 10,000 known proxies |
 //! | `routes` | who holds which agent: lookups, deltas, snapshots, with 10 to 100,000 agents at 10 proxies |
 //! | `tracker` | the lease tracker, with 10 to 100,000 proxies |
 
@@ -45,6 +48,7 @@ mod loads;
 mod machine;
 mod process;
 mod report;
+mod scale;
 mod service;
 mod subjects;
 
@@ -76,6 +80,9 @@ enum Command {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
+    /// Measures what one more agent, stream, proxy or route costs, when there are few and when there
+    /// are many.
+    Scale(scale::ScaleArgs),
     /// One hop of a relay.
     #[command(hide = true)]
     Relay(subjects::relay::HopArgs),
@@ -95,6 +102,10 @@ fn main() -> anyhow::Result<ExitCode> {
             true
         }
         Command::CpuWhenIdle { seconds } => cpu_when_idle::measure(Duration::from_secs(seconds))?,
+        Command::Scale(args) => {
+            scale::run(&args)?;
+            true
+        }
         Command::Relay(args) => {
             subjects::relay::serve(&args)?;
             true

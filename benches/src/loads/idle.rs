@@ -17,7 +17,7 @@ use crate::service::Mode;
 const AT_ONCE: usize = 64;
 
 /// Streams that are opened and closed before, so that what a tunnel has anyway is there.
-const BEFORE: usize = 100;
+pub(crate) const BEFORE: usize = 100;
 
 /// From the last byte until the streams are idle.
 const SETTLE: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ const AT_ONCE: usize = 32;
 /// What the process writes when all are connected.
 const READY: &str = "all connected";
 
-/// How long the agents may take to connect.
+/// How long the proxy may take to start, and each thousand agents to connect.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Arguments of the process with the agents.
@@ -120,13 +120,14 @@ impl Fleet {
             .args(["agents", "--count", &count.to_string()])
             .args(["--proxy", &self.quic.to_string()]);
         let started = Instant::now();
+        let patience = PATIENCE * u32::try_from(count.div_ceil(1_000))?;
         let agents = self
             .agents
             .insert(Process::start(command, self.dir.path(), "agents")?);
         while !agents.log().contains(READY) {
             agents.must_run()?;
             self.proxy.must_run()?;
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > patience {
                 bail!("the agents do not connect:\n{}", agents.log());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -24,7 +24,8 @@ use super::realm::Realm;
 use crate::net::resolve_address;
 use crate::quic::endpoint::{self, BoundEndpoint, EndpointError, EndpointParts};
 use crate::quic::frames::FrameReader;
-use crate::quic::{identity, transport};
+use crate::quic::identity;
+use crate::quic::transport::StreamLimit;
 
 /// Addresses of one name that are tried in one attempt.
 const ADDRESSES_MAX: usize = 16;
@@ -33,6 +34,7 @@ const ADDRESSES_MAX: usize = 16;
 pub(super) struct ProxyConnection {
     pub(super) endpoint: Endpoint,
     pub(super) connection: Connection,
+    pub(super) stream_limit: StreamLimit,
     pub(super) control_send: SendStream,
     pub(super) control_recv: RecvStream,
     pub(super) reader: FrameReader,
@@ -310,9 +312,11 @@ async fn connect_to(
         });
     match attempt {
         Ok((connection, control_send, control_recv, reader, hello)) => {
-            transport::admit(&connection, &common.quic, common.quic.streams_max);
+            let streams = common.quic.streams_max;
+            let stream_limit = StreamLimit::admit(&connection, &common.quic, streams);
             Ok(ProxyConnection {
                 endpoint,
+                stream_limit,
                 connection,
                 control_send,
                 control_recv,

@@ -68,6 +68,7 @@ pub(super) async fn run(
     let ProxyConnection {
         endpoint,
         connection,
+        mut stream_limit,
         mut control_send,
         mut control_recv,
         mut reader,
@@ -169,6 +170,7 @@ pub(super) async fn run(
                         let cut = shared.cut.clone();
                         cut.run_until_cancelled(serve_stream(shared, rtt, send, recv)).await;
                     });
+                    stream_limit.in_use(&connection, streams.len());
                 }
                 Err(_) => break,
             },
