@@ -13,10 +13,12 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use mesh_proto::close::ResetCode;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::sleep;
 
 use crate::net::{BoxFuture, Socket};
 use crate::quic::{StreamError, TunnelRecv, TunnelSend, TunnelStream};
@@ -36,6 +38,10 @@ const COPY_BYTES_MAX: usize = 8 << 10;
 
 /// Chunks taken from QUIC, and handed to a socket in one vectored write.
 const CHUNKS: usize = 32;
+
+/// For how long a side that is not read may vanish unseen. Most are done by then, and watching costs
+/// four system calls.
+const UNWATCHED: Duration = Duration::from_millis(100);
 
 /// Why forwarding ended before both directions had ended in order.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +146,7 @@ where
 {
     let mut up = Up::default();
     let mut down = Down::default();
-    let mut broken = None;
+    let (mut unread, mut broken) = (None, None);
     let cut = tunnel.recv.cut();
     let both = poll_fn(|cx| {
         let sent = up.poll(cx, io, &mut tunnel.send)?;
@@ -149,13 +155,12 @@ where
             return Poll::Ready(Ok(()));
         }
         // While nothing is read from the other side of `io`, it could vanish unseen.
-        if !up.is_reading()
-            && broken
-                .get_or_insert_with(|| watch(io))
-                .as_mut()
-                .poll(cx)
-                .is_ready()
-        {
+        if !up.is_reading() {
+            let unread = unread.get_or_insert_with(|| Box::pin(sleep(UNWATCHED)));
+            if broken.is_none() {
+                ready!(unread.as_mut().poll(cx));
+            }
+            ready!(broken.get_or_insert_with(|| watch(io)).as_mut().poll(cx));
             let error = io::Error::from(io::ErrorKind::ConnectionReset);
             return Poll::Ready(Err(ForwardError::Socket(error)));
         }

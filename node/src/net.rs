@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -173,18 +174,7 @@ impl Network for SystemNetwork {
     }
 
     fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        let socket = socket2::Socket::new(
-            socket2::Domain::for_address(address),
-            socket2::Type::STREAM,
-            Some(socket2::Protocol::TCP),
-        )?;
-        // A restarted proxy must not wait for old connections in TIME-WAIT.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(TCP_BACKLOG)?;
-        let listener = tokio::net::TcpListener::from_std(socket.into())?;
-        Ok(Box::new(SystemListener(listener)))
+        Ok(Box::new(SystemListener(bind_tcp(address)?)))
     }
 
     fn listen_unix(&self, path: &Path) -> io::Result<Box<dyn Listener>> {
@@ -194,7 +184,8 @@ impl Network for SystemNetwork {
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
         Box::pin(async move {
             let stream = tokio::net::TcpStream::connect(address).await?;
-            Ok(Box::new(SystemSocket::tcp(stream)) as Box<dyn Socket>)
+            configure_tcp(SockRef::from(&stream));
+            Ok(Box::new(SystemSocket::Tcp(SystemTcp::new(stream))) as Box<dyn Socket>)
         })
     }
 
@@ -230,6 +221,21 @@ impl Network for SystemNetwork {
     }
 }
 
+fn bind_tcp(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    // A restarted proxy must not wait for old connections in TIME-WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    configure_tcp(SockRef::from(&socket));
+    socket.listen(TCP_BACKLOG)?;
+    tokio::net::TcpListener::from_std(socket.into())
+}
+
 #[derive(Debug)]
 struct SystemListener(tokio::net::TcpListener);
 
@@ -237,7 +243,7 @@ impl Listener for SystemListener {
     fn accept(&self) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
         Box::pin(async move {
             let (stream, _) = self.0.accept().await?;
-            Ok(Box::new(SystemSocket::tcp(stream)) as Box<dyn Socket>)
+            Ok(Box::new(SystemSocket::Tcp(SystemTcp::new(stream))) as Box<dyn Socket>)
         })
     }
 
@@ -296,29 +302,56 @@ impl Listener for SystemUnixListener {
 
 #[derive(Debug)]
 enum SystemSocket {
-    Tcp(tokio::net::TcpStream),
+    Tcp(SystemTcp),
     Unix(tokio::net::UnixStream),
 }
 
-impl SystemSocket {
-    fn tcp(stream: tokio::net::TcpStream) -> Self {
-        // Best effort: a socket that refuses an option still carries bytes.
-        let _ = stream.set_nodelay(true);
-        let keepalive = TcpKeepalive::new()
-            .with_time(TCP_KEEPALIVE_IDLE)
-            .with_interval(TCP_KEEPALIVE_INTERVAL);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-        Self::Tcp(stream)
+#[derive(Debug)]
+struct SystemTcp {
+    stream: tokio::net::TcpStream,
+    /// Whether closing it resets it now: so that what is set already costs no system call.
+    resets: AtomicBool,
+}
+
+impl SystemTcp {
+    fn new(stream: tokio::net::TcpStream) -> Self {
+        Self {
+            stream,
+            resets: AtomicBool::new(false),
+        }
     }
+
+    fn set_reset_on_close(&self, reset: bool) {
+        if self.resets.swap(reset, Ordering::Relaxed) != reset {
+            // A zero linger time makes close(2) send RST (RFC 9293, section 3.10.5, ABORT).
+            let linger = reset.then_some(Duration::ZERO);
+            let _ = SockRef::from(&self.stream).set_linger(linger);
+        }
+    }
+
+    fn rehome(self) -> io::Result<Self> {
+        Ok(Self {
+            stream: tokio::net::TcpStream::from_std(self.stream.into_std()?)?,
+            resets: self.resets,
+        })
+    }
+}
+
+/// What every TCP connection is to have. Those that are accepted take it over from their listener,
+/// which saves four system calls for each.
+fn configure_tcp(socket: SockRef<'_>) {
+    // Best effort: a socket that refuses an option still carries bytes.
+    let _ = socket.set_tcp_nodelay(true);
+    let keepalive = TcpKeepalive::new()
+        .with_time(TCP_KEEPALIVE_IDLE)
+        .with_interval(TCP_KEEPALIVE_INTERVAL);
+    let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
 impl Socket for SystemSocket {
     fn set_reset_on_close(&self, reset: bool) {
         match self {
-            // A zero linger time makes close(2) send RST (RFC 9293, section 3.10.5, ABORT).
-            Self::Tcp(stream) => {
-                let _ = SockRef::from(stream).set_linger(reset.then_some(Duration::ZERO));
-            }
+            Self::Tcp(tcp) => tcp.set_reset_on_close(reset),
             // A Unix socket has no reset; the reader sees the end.
             Self::Unix(_) => {}
         }
@@ -326,7 +359,7 @@ impl Socket for SystemSocket {
 
     fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tcp(tcp) => tcp.stream.peer_addr().ok(),
             Self::Unix(_) => None,
         }
     }
@@ -334,7 +367,7 @@ impl Socket for SystemSocket {
     fn broken(&self) -> BoxFuture<'static, ()> {
         // A second descriptor of the same socket: the first is for whoever reads and writes.
         let watched = match self {
-            Self::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
+            Self::Tcp(tcp) => tcp.stream.as_fd().try_clone_to_owned(),
             // Breaks in no other way than by its end.
             Self::Unix(_) => return Box::pin(std::future::pending()),
         };
@@ -352,7 +385,7 @@ impl Socket for SystemSocket {
 
     fn rehome(self: Box<Self>) -> io::Result<Box<dyn Socket>> {
         let moved = match *self {
-            Self::Tcp(stream) => Self::Tcp(tokio::net::TcpStream::from_std(stream.into_std()?)?),
+            Self::Tcp(tcp) => Self::Tcp(tcp.rehome()?),
             Self::Unix(stream) => Self::Unix(tokio::net::UnixStream::from_std(stream.into_std()?)?),
         };
         Ok(Box::new(moved))
@@ -366,7 +399,7 @@ impl AsyncRead for SystemSocket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tcp(tcp) => Pin::new(&mut tcp.stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -379,7 +412,7 @@ impl AsyncWrite for SystemSocket {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tcp(tcp) => Pin::new(&mut tcp.stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -390,7 +423,7 @@ impl AsyncWrite for SystemSocket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tcp(tcp) => Pin::new(&mut tcp.stream).poll_write_vectored(cx, bufs),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -401,15 +434,50 @@ impl AsyncWrite for SystemSocket {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tcp(tcp) => Pin::new(&mut tcp.stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tcp(tcp) => Pin::new(&mut tcp.stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_connections_have_the_options_of_their_listener() {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let dialled = tokio::net::TcpStream::connect(address);
+        let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+        let (accepted, _) = accepted.expect("accepted");
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().expect("an option"));
+        assert!(socket.keepalive().expect("an option"));
+        let idle = socket.tcp_keepalive_time().expect("an option");
+        assert_eq!(idle, TCP_KEEPALIVE_IDLE);
+        let interval = socket.tcp_keepalive_interval().expect("an option");
+        assert_eq!(interval, TCP_KEEPALIVE_INTERVAL);
+        drop(dialled);
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_set_and_taken_back() {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let stream = tokio::net::TcpStream::connect(address).await;
+        let tcp = SystemTcp::new(stream.expect("connected"));
+        for reset in [true, true, false, false, true] {
+            tcp.set_reset_on_close(reset);
+            let linger = SockRef::from(&tcp.stream).linger().expect("an option");
+            assert_eq!(linger, reset.then_some(Duration::ZERO));
         }
     }
 }
