@@ -11,6 +11,11 @@ use crate::config::QuicConfig;
 /// side opens few. quinn allocates for each, so that 1,000 would cost 116 KiB per idle connection.
 pub const STREAMS_BEFORE_HELLO: u32 = 16;
 
+/// The largest window of a stream, whatever an embedding application says. quinn closes the whole
+/// connection when more than 1,024 pieces of one stream wait for those before them, which a lossy path
+/// brings about in a window of 16 MiB.
+const STREAM_WINDOW_BYTES_MAX: u32 = 4 << 20;
+
 /// Stream windows that the connection window starts with; the rest comes with the hello.
 const WINDOWS_BEFORE_HELLO: u64 = 4;
 
@@ -24,12 +29,13 @@ const DATAGRAM_BYTES_MAX: usize = 128 << 10;
 /// Limits for a new connection, either side.
 #[must_use]
 pub fn transport(config: &QuicConfig) -> TransportConfig {
-    let stream_window = u64::from(config.stream_window_bytes);
+    let window = config.stream_window_bytes.min(STREAM_WINDOW_BYTES_MAX);
+    let stream_window = u64::from(window);
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(STREAMS_BEFORE_HELLO.min(config.streams_max).into())
         .max_concurrent_uni_streams(0u32.into())
-        .stream_receive_window(config.stream_window_bytes.into())
+        .stream_receive_window(window.into())
         .receive_window(var_int(stream_window * WINDOWS_BEFORE_HELLO))
         .send_window(stream_window * SEND_WINDOWS)
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES_MAX))
