@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use mesh_proto::NodeName;
+use mesh_proto::name::AgentName;
 use mesh_proto::routes::{Limits, OwnRoutes, PeerRoutes};
 use mesh_proto::wire::{FRAME_HEADER_BYTES, Frame, FrameHeader, RoutesFrame};
 
@@ -16,7 +17,7 @@ const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 200_000];
 const OWNERS: usize = 10;
 const LOOKUPS: usize = 100_000;
 
-fn agent(number: usize) -> anyhow::Result<NodeName> {
+fn agent(number: usize) -> anyhow::Result<AgentName> {
     Ok(format!("agent-{number:06}").parse()?)
 }
 

@@ -157,19 +157,18 @@ pub(super) async fn run(
             },
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
+                    let cut = shared.cut.clone();
                     if let Realm::Other(other) = &shared.realm {
                         let answered = other.answers.answer(&hello.name, send, recv);
-                        let cut = shared.cut.clone();
                         streams.spawn(async move {
                             cut.run_until_cancelled(answered).await;
                         });
-                        continue;
+                    } else {
+                        let (shared, rtt) = (shared.clone(), connection.rtt());
+                        streams.spawn(async move {
+                            cut.run_until_cancelled(serve_stream(shared, rtt, send, recv)).await;
+                        });
                     }
-                    let (shared, rtt) = (shared.clone(), connection.rtt());
-                    streams.spawn(async move {
-                        let cut = shared.cut.clone();
-                        cut.run_until_cancelled(serve_stream(shared, rtt, send, recv)).await;
-                    });
                     stream_limit.in_use(&connection, streams.len());
                 }
                 Err(_) => break,

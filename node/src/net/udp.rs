@@ -16,8 +16,9 @@ use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
@@ -28,6 +29,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use burst::{Burst, Joined};
+
+/// When it is tried again to send, where no descriptor is left to wait with.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// The socket of an endpoint.
 #[derive(Debug)]
@@ -47,6 +51,10 @@ struct Shared {
     holds: Notify,
     /// The kernel had no room for the last datagrams.
     is_blocked: AtomicBool,
+    /// What those wait at who wait for room since then.
+    waiting: Mutex<Weak<AsyncFd<UdpSocket>>>,
+    /// Makes a second descriptor of the socket.
+    duplicate: fn(&UdpSocket) -> io::Result<UdpSocket>,
 }
 
 impl QuicSocket {
@@ -61,6 +69,8 @@ impl QuicSocket {
                 held: Mutex::default(),
                 holds: Notify::new(),
                 is_blocked: AtomicBool::new(false),
+                waiting: Mutex::default(),
+                duplicate: UdpSocket::try_clone,
             }),
             runtime: Handle::current(),
             flusher: OnceLock::new(),
@@ -88,6 +98,8 @@ impl Shared {
         let result = self.state.send(self.socket.get_ref().into(), transmit);
         if result.is_err() {
             self.is_blocked.store(true, Ordering::Relaxed);
+            // Whoever has waited so far was told of room that is gone.
+            *self.waiting() = Weak::new();
         }
         result
     }
@@ -144,21 +156,39 @@ impl Shared {
                 if !blocked {
                     break;
                 }
-                // Fails when no descriptor is left: then whoever sends next tries again.
-                let Ok(room) = self.wait_for_room() else {
-                    break;
-                };
-                let _ = poll_fn(|cx| room.poll_write_ready(cx).map_ok(drop)).await;
-                self.is_blocked.store(false, Ordering::Relaxed);
+                self.room().await;
             }
         }
     }
 
-    /// What becomes writable when there is room to send. It is registered while somebody waits, and
-    /// not else.
-    fn wait_for_room(&self) -> io::Result<AsyncFd<UdpSocket>> {
+    /// Completes when there may be room to send.
+    async fn room(&self) {
+        match self.writable() {
+            Ok(writable) => {
+                let _ = writable.writable().await;
+            }
+            // No descriptor is left. An error here would end the connection that waits.
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+        self.is_blocked.store(false, Ordering::Relaxed);
+    }
+
+    /// What becomes writable when there is room. It is registered while somebody waits, and not else;
+    /// all who wait share it.
+    fn writable(&self) -> io::Result<Arc<AsyncFd<UdpSocket>>> {
+        let mut waiting = self.waiting();
+        if let Some(shared) = waiting.upgrade() {
+            return Ok(shared);
+        }
         // A descriptor of its own: the socket's one is registered already.
-        register(self.socket.get_ref().try_clone()?, Interest::WRITABLE)
+        let socket = (self.duplicate)(self.socket.get_ref())?;
+        let writable = Arc::new(register(socket, Interest::WRITABLE)?);
+        *waiting = Arc::downgrade(&writable);
+        Ok(writable)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Weak<AsyncFd<UdpSocket>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -245,7 +275,7 @@ impl AsyncUdpSocket for QuicSocket {
 /// Tells a connection that there is room to send.
 struct Room {
     shared: Arc<Shared>,
-    waiting: Option<AsyncFd<UdpSocket>>,
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
 impl UdpPoller for Room {
@@ -254,14 +284,13 @@ impl UdpPoller for Room {
         if room.waiting.is_none() && !room.shared.is_blocked.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        let waiting = match &room.waiting {
-            Some(waiting) => waiting,
-            None => room.waiting.insert(room.shared.wait_for_room()?),
-        };
-        let result = ready!(waiting.poll_write_ready(cx)).map(drop);
+        let waiting = room.waiting.get_or_insert_with(|| {
+            let shared = room.shared.clone();
+            Box::pin(async move { shared.room().await })
+        });
+        ready!(waiting.as_mut().poll(cx));
         room.waiting = None;
-        room.shared.is_blocked.store(false, Ordering::Relaxed);
-        Poll::Ready(result)
+        Poll::Ready(Ok(()))
     }
 }
 

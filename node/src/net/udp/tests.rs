@@ -138,6 +138,31 @@ async fn a_full_kernel_is_waited_for() {
 }
 
 #[tokio::test]
+async fn without_descriptors_it_is_tried_again() {
+    let (socket, address) = receiver();
+    let mut sender = sender();
+    let shared = Arc::get_mut(&mut sender).and_then(|sender| Arc::get_mut(&mut sender.shared));
+    shared.expect("nobody else has it").duplicate = |_| Err(io::ErrorKind::Other.into());
+    sender.shared.is_blocked.store(true, Ordering::Relaxed);
+    let mut room = sender.clone().create_io_poller();
+    let waited = poll_fn(|cx| room.as_mut().poll_writable(cx)).await;
+    waited.expect("an error would end the connection");
+    let contents = datagrams(0, 1);
+    sender
+        .try_send(&transmit(address, &contents))
+        .expect("room");
+    assert_eq!(receive(socket, 1).await, whole(0..1));
+}
+
+#[tokio::test]
+async fn all_who_wait_for_room_share_a_descriptor() {
+    let sender = sender();
+    let (one, other) = (sender.shared.writable(), sender.shared.writable());
+    assert!(Arc::ptr_eq(&one.expect("one"), &other.expect("another")));
+    assert_eq!(sender.shared.waiting().strong_count(), 0, "nobody waits");
+}
+
+#[tokio::test]
 async fn what_arrives_after_the_queue_was_emptied_is_told() {
     let to = sender();
     let address = to.local_addr().expect("bound");

@@ -120,11 +120,13 @@ impl Tunnels {
         let mut tasks = Tasks::new("tunnel");
         let mut keepers: BTreeMap<Cluster, watch::Sender<Option<Wish>>> = BTreeMap::new();
         loop {
-            let drains = *phase.borrow_and_update() == Phase::Draining;
-            let wishes = if drains {
-                BTreeMap::new()
-            } else {
-                wanted.borrow_and_update().clone()
+            let now = *phase.borrow_and_update();
+            let drains = now == Phase::Draining;
+            let wishes = match now {
+                Phase::Serving | Phase::Notice => wanted.borrow_and_update().clone(),
+                // Who joins does not know where agents are, and would refuse the other cluster's dials,
+                // which another proxy could serve.
+                Phase::Joining | Phase::Draining => BTreeMap::new(),
             };
             keepers.retain(|cluster, keeper| {
                 let stays = wishes.contains_key(cluster);
