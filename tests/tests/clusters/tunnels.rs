@@ -1,12 +1,14 @@
 //! Pools of tunnels: they start, share the work, move and end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use mesh_tests::pki::Pki;
 use mesh_tests::services::Service;
 use mesh_tests::{Result, probe};
 use node::config::DuplicateNames;
+use node::proxy::Phase;
 use node::proxy::tunnels::TunnelState;
 use tokio::io::AsyncWriteExt as _;
 
@@ -259,4 +261,53 @@ async fn what_cannot_be_kept() -> Result {
     b.stop().await;
     a.stop().await;
     Ok(())
+}
+
+/// As many streams as somebody wants, and not the few that a connection allows at first.
+#[tokio::test]
+async fn a_connection_of_a_tunnel_carries_many_streams() -> Result {
+    let echo = Service::echo().await?;
+    let (a, b) = sites(&echo, 1, 1, true).await?;
+    b.apply(&[tunnel(A, &a.addresses()?, 0)?])?;
+    a.until_sessions(B, &["a1<b1"]).await?;
+    let mut streams = Vec::new();
+    let dialer = a.proxies[0].as_proxy()?.dialer(B)?;
+    for number in 0..300 {
+        let stream = dialer.dial(&echo.rule()).await;
+        streams.push(stream.with_context(|| format!("stream {number}"))?);
+    }
+    for stream in &mut streams {
+        ping(stream).await?;
+    }
+    Ok(())
+}
+
+/// Who does not know yet where agents are would refuse dials that another proxy can serve.
+#[tokio::test]
+async fn a_proxy_that_joins_keeps_no_tunnel_yet() -> Result {
+    let echo = Service::echo().await?;
+    let (a, mut b) = sites(&echo, 1, 0, true).await?;
+    let (trusted, dead) = (trust(&a.pki, &[])?, mesh_tests::binary::free_port()?);
+    let joining = Site::start(&b.pki, 1, |_, config| {
+        config.trust = vec![trusted.clone()];
+        config.peers = vec![dead.to_string()];
+        config.join_deadline = Duration::from_secs(2);
+        Ok(())
+    })
+    .await?;
+    b.proxies.extend(joining.proxies);
+    b.apply(&[tunnel(A, &a.addresses()?, 0)?])?;
+    let phase = b.proxies[0].as_proxy()?.readiness();
+    ensure!(
+        *phase.borrow() == Phase::Joining,
+        "it joins for two seconds"
+    );
+    probe::until("it has joined", || {
+        let connected = !a.sessions_of(B).is_empty();
+        let joins = *phase.borrow() == Phase::Joining;
+        assert!(!connected || !joins, "connected before it has joined");
+        !joins
+    })
+    .await?;
+    a.until_sessions(B, &["a1<b1"]).await
 }
