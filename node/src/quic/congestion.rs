@@ -18,11 +18,14 @@ use crate::config::Congestion;
 /// overflow there are too short to be seen in round-trip times.
 const RTT_MIN: Duration = Duration::from_millis(5);
 
-/// A queue shows when round trips take longer than the shortest one by this share of it, within
-/// the bounds below: what HyStart++ takes for one (RFC 9406, section 4.3).
+/// A queue shows when even the quickest packet of a round trip takes longer than the shortest one ever by
+/// this share of it, within the bounds below: what HyStart++ takes for one (RFC 9406, section 4.3).
 const QUEUE_SHARE: u32 = 8;
 const QUEUE_MIN: Duration = Duration::from_millis(4);
 const QUEUE_MAX: Duration = Duration::from_millis(16);
+
+/// Packets of a round trip of which the quickest says something (RFC 9406: N_RTT_SAMPLE).
+const SAMPLES_MIN: u32 = 8;
 
 /// Where more than one in so many bytes is lost, the path is too full, queue or no queue: a
 /// policer, or a buffer that is too short to be seen.
@@ -54,7 +57,8 @@ impl ControllerFactory for TolerantConfig {
         Box::new(Tolerant {
             inner: self.inner.clone().build(now, current_mtu),
             mtu: current_mtu.into(),
-            queue: None,
+            shortest: Duration::MAX,
+            round: Round::new(now),
             tallies: [Tally::default(); 2],
         })
     }
@@ -65,16 +69,22 @@ struct Tolerant {
     inner: Box<dyn Controller>,
     /// Bytes of a packet.
     mtu: u64,
-    /// By how much a round trip takes longer than the shortest one; unknown on short paths.
-    queue: Option<Queue>,
+    /// The shortest round trip of the path.
+    shortest: Duration,
+    round: Round,
     /// Of late, and before.
     tallies: [Tally; 2],
 }
 
+/// The round trip that is under way: it ends when a packet is acknowledged that was sent in it.
 #[derive(Debug, Clone, Copy)]
-struct Queue {
-    delay: Duration,
-    allowed: Duration,
+struct Round {
+    began: Instant,
+    /// How long its quickest packet took, and of how many.
+    quickest: Duration,
+    samples: u32,
+    /// The same of the last one that had enough of them.
+    last: Option<Duration>,
 }
 
 /// Bytes that were acknowledged or lost.
@@ -84,13 +94,41 @@ struct Tally {
     all: u64,
 }
 
-impl Queue {
-    fn of(round_trip: Duration, shortest: Duration) -> Option<Self> {
-        (shortest >= RTT_MIN).then(|| Self {
-            delay: round_trip.saturating_sub(shortest),
-            allowed: (shortest / QUEUE_SHARE).clamp(QUEUE_MIN, QUEUE_MAX),
-        })
+impl Round {
+    const fn new(began: Instant) -> Self {
+        Self {
+            began,
+            quickest: Duration::MAX,
+            samples: 0,
+            last: None,
+        }
     }
+
+    fn add(&mut self, now: Instant, sent: Instant) {
+        if sent >= self.began {
+            *self = Self {
+                last: self.quickest(),
+                ..Self::new(now)
+            };
+        }
+        self.quickest = self.quickest.min(now.saturating_duration_since(sent));
+        self.samples = self.samples.saturating_add(1);
+    }
+
+    /// How long the quickest packet took of late, if enough of them were looked at.
+    fn quickest(&self) -> Option<Duration> {
+        if self.samples >= SAMPLES_MIN {
+            return Some(self.quickest);
+        }
+        self.last
+    }
+}
+
+/// Whether round trips say that packets wait in a queue; on short paths, and where they say nothing, it
+/// is taken for sure.
+fn has_queue(quickest: Option<Duration>, shortest: Duration) -> bool {
+    let allowed = (shortest / QUEUE_SHARE).clamp(QUEUE_MIN, QUEUE_MAX);
+    shortest < RTT_MIN || quickest.is_none_or(|quickest| quickest > shortest + allowed)
 }
 
 impl Tolerant {
@@ -111,8 +149,7 @@ impl Tolerant {
 
     /// Whether a loss is taken for chance.
     fn is_chance(&self) -> bool {
-        let has_queue = self.queue.is_none_or(|queue| queue.delay > queue.allowed);
-        !has_queue && !self.loses_much()
+        !has_queue(self.round.quickest(), self.shortest) && !self.loses_much()
     }
 }
 
@@ -130,7 +167,8 @@ impl Controller for Tolerant {
         rtt: &RttEstimator,
     ) {
         self.count(0, bytes);
-        self.queue = Queue::of(rtt.get(), rtt.min());
+        self.shortest = rtt.min();
+        self.round.add(now, sent);
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -245,7 +283,11 @@ mod tests {
                 controller: Tolerant {
                     inner: told.clone_box(),
                     mtu: MTU,
-                    queue: Queue::of(round_trip, shortest),
+                    shortest,
+                    round: Round {
+                        last: Some(round_trip),
+                        ..Round::new(now())
+                    },
                     tallies: [Tally::default(); 2],
                 },
                 told,
@@ -300,6 +342,30 @@ mod tests {
             let queued = Path::new(beyond, shortest).lose(1_000, 100);
             assert_eq!((calm, queued), (0, 10), "{shortest_ms} ms");
         }
+    }
+
+    #[test]
+    fn the_quickest_packet_of_a_round_trip_counts() {
+        let start = now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut round = Round::new(start);
+        assert_eq!(round.quickest(), None);
+        assert!(has_queue(None, LONG), "nothing is known");
+        // Sent before the round began, so that it goes on; the third is the quickest.
+        let sent = start - Duration::from_millis(1);
+        for ms in [80, 70, 59, 90, 80, 80, 80] {
+            round.add(at(ms - 1), sent);
+        }
+        assert_eq!(round.quickest(), None, "seven are too few");
+        round.add(at(79), sent);
+        assert_eq!(round.quickest(), Some(Duration::from_millis(59)));
+        // The next one, as long as it has fewer, does not count.
+        round.add(at(100), at(95));
+        assert_eq!(round.quickest(), Some(Duration::from_millis(59)));
+        for _ in 0..SAMPLES_MIN {
+            round.add(at(120), at(99));
+        }
+        assert_eq!(round.quickest(), Some(Duration::from_millis(5)));
     }
 
     #[test]
