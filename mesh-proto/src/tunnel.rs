@@ -14,7 +14,6 @@
 //! What was written by hand is checked like any draft and need not be canonical.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,8 +22,11 @@ use crate::name::Cluster;
 use crate::text::quote;
 
 mod address;
+mod invalid;
 
 pub use address::{DEFAULT_PORT, DialAddress, InvalidAddress, split_addresses};
+use invalid::Faults;
+pub use invalid::{Fault, Field, InvalidTunnel};
 
 /// The most addresses of one tunnel.
 pub const ADDRESSES_MAX: usize = 64;
@@ -57,7 +59,7 @@ pub struct Draft {
     pub cluster: String,
     /// Where to dial it: `host`, `host:port`, `v4:port`, `[v6]:port`.
     pub addresses: Vec<String>,
-    /// How many connections all proxies of this cluster keep together; 0 is each proxy to every
+    /// How many connections each proxy of this cluster keeps; 0 is one to every
     /// proxy of the other side.
     pub connections: u64,
     /// Free text for operators, by key.
@@ -89,7 +91,7 @@ impl Draft {
         let mut faults = Faults::default();
         let checked = self.check_lasting(&mut faults);
         check_times(self.created_ms, self.expires_ms, &mut faults);
-        match (checked, faults.list.is_empty()) {
+        match (checked, faults.is_empty()) {
             (Some(tunnel), true) => Ok(tunnel),
             _ => Err(faults.into()),
         }
@@ -134,7 +136,7 @@ impl Tunnel {
         &self.addresses
     }
 
-    /// How many connections all proxies of this cluster keep together; 0 is each proxy to every
+    /// How many connections each proxy of this cluster keeps; 0 is one to every
     /// proxy of the other side.
     #[must_use]
     pub fn connections(&self) -> u32 {
@@ -231,7 +233,7 @@ impl Tunnel {
             InvalidTunnel::from(faults)
         })?;
         let mut faults = Faults::default();
-        let tunnel = match (stored.check_lasting(&mut faults), faults.list.is_empty()) {
+        let tunnel = match (stored.check_lasting(&mut faults), faults.is_empty()) {
             (Some(tunnel), true) => tunnel,
             _ => return Err(faults.into()),
         };
@@ -302,107 +304,6 @@ fn read(bytes: &[u8]) -> Result<Draft, String> {
         created_ms: stored.created_ms,
         expires_ms: stored.expires_ms,
     })
-}
-
-/// A tunnel that is not valid: everything that is wrong with it. `Display` is one fault a line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidTunnel {
-    faults: Vec<Fault>,
-    unlisted: usize,
-}
-
-/// One thing that is wrong with a tunnel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// Where.
-    pub field: Field,
-    /// What is wrong, and what to do. What was written is escaped and cut.
-    pub what: String,
-}
-
-/// A part of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Field {
-    /// The stored form as a whole.
-    Stored,
-    /// The cluster at the other end.
-    Cluster,
-    /// The addresses together.
-    Addresses,
-    /// One address, from 0.
-    Address(usize),
-    /// The connection count.
-    Connections,
-    /// The labels.
-    Labels,
-    /// When it was created and when it ends.
-    Expiry,
-}
-
-impl InvalidTunnel {
-    /// The faults, never none: of the cluster, then of the addresses in their order, then of the
-    /// rest. At most [`FAULTS_MAX`].
-    #[must_use]
-    pub fn faults(&self) -> &[Fault] {
-        &self.faults
-    }
-}
-
-impl fmt::Display for InvalidTunnel {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, fault) in self.faults.iter().enumerate() {
-            if index > 0 {
-                writeln!(formatter)?;
-            }
-            write!(formatter, "{}: {}", fault.field, fault.what)?;
-        }
-        if self.unlisted > 0 {
-            write!(formatter, "\nand {} more", self.unlisted)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for InvalidTunnel {}
-
-impl fmt::Display for Field {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Stored => formatter.write_str("stored form"),
-            Self::Cluster => formatter.write_str("cluster"),
-            Self::Addresses => formatter.write_str("addresses"),
-            // People count from one.
-            Self::Address(index) => write!(formatter, "address {}", index + 1),
-            Self::Connections => formatter.write_str("connection count"),
-            Self::Labels => formatter.write_str("labels"),
-            Self::Expiry => formatter.write_str("expiry"),
-        }
-    }
-}
-
-#[derive(Default)]
-struct Faults {
-    list: Vec<Fault>,
-    unlisted: usize,
-}
-
-impl Faults {
-    fn push(&mut self, field: Field, what: String) {
-        if self.list.len() < FAULTS_MAX {
-            self.list.push(Fault { field, what });
-        } else {
-            self.unlisted += 1;
-        }
-    }
-}
-
-impl From<Faults> for InvalidTunnel {
-    fn from(faults: Faults) -> Self {
-        Self {
-            faults: faults.list,
-            unlisted: faults.unlisted,
-        }
-    }
 }
 
 fn check_addresses(texts: &[String], faults: &mut Faults) -> Vec<DialAddress> {

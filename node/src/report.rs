@@ -220,7 +220,7 @@ pub struct TunnelReport {
     pub cluster: String,
     /// Where it is dialled.
     pub addresses: Vec<String>,
-    /// How many connections all proxies of this cluster keep together; 0: each to every proxy.
+    /// How many connections each proxy of this cluster keeps; 0: one to every proxy there.
     pub connections: u32,
     /// Free text by key.
     pub labels: BTreeMap<String, String>,

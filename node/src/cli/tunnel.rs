@@ -57,7 +57,7 @@ struct UpsertArgs {
     /// The tunnel goes after this time, unless it is stored again; without it, it stays.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
-    /// How many connections all proxies of this cluster keep together; 0: each to every proxy.
+    /// How many connections each proxy of this cluster keeps; 0: one to every proxy there.
     #[arg(long, value_name = "N", default_value_t = 0)]
     count: u64,
     /// Free text for operators; may be repeated.

@@ -156,9 +156,9 @@ async fn unreachable_targets_say_why() -> Result {
         ),
         (
             "test.example.com/http/127.0.0.1:80".into(),
-            502,
-            "no_agent",
-            "neither an agent of the cluster",
+            403,
+            "not_allowed",
+            "proxy.allow in its config",
         ),
         (
             format!("a1/http/{closed}"),
