@@ -34,10 +34,7 @@ fn across(kind: StoreKind) -> Result {
         "{created}"
     );
     site.until_connected()?;
-    let listed = site.must(B, 0, &["tunnel", "ls"])?;
-    for text in [A, "connected 2 of 2", "9m ", ADDRESSES] {
-        ensure!(listed.contains(text), "{listed}");
-    }
+    site.list_has(&[A, "connected 2 of 2", "9m ", ADDRESSES])?;
     let status = site.must(B, 1, &["status"])?;
     ensure!(status.contains("tunnels: 1 connected"), "{status}");
     site.reaches_all()?;
@@ -45,6 +42,42 @@ fn across(kind: StoreKind) -> Result {
     copies(&site, Place::Hidden, 1)?;
     refusals(&site)?;
     moves(&site)
+}
+
+/// The commands of docs/OPERATIONS.md, as they stand there.
+#[test]
+fn commands_of_operations() -> Result {
+    let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md");
+    let manual = fs::read_to_string(manual)?;
+    let section = manual.split("## Connecting two clusters\n").nth(1);
+    let section = section
+        .and_then(|rest| rest.split("\n## ").next())
+        .context("the section")?;
+    let lines: Vec<&str> = section.lines().map(str::trim).collect();
+    let site = Site::start(StoreKind::File)?;
+    let (mut tunnels, mut curls) = (0, 0);
+    for (index, line) in lines.iter().enumerate() {
+        if let Some(command) = line.strip_prefix("$ node tunnel ") {
+            let told = site.shell(B, &format!("node tunnel {command}"))?;
+            if command.starts_with("ls") {
+                until("it stands", || {
+                    site.list_has(&["a.example.com", "connected 2 of 2", "9m "])
+                })?;
+            } else {
+                ensure!(told.trim_end() == lines[index + 1], "{told}");
+            }
+            tunnels += 1;
+        } else if line.starts_with("curl ") {
+            let answer = site.shell(
+                A,
+                &line.replace("curl ", "curl -q -sS --fail --noproxy '*' "),
+            )?;
+            ensure!(answer == ["inside", "hidden"][curls], "{line}: {answer}");
+            curls += 1;
+        }
+    }
+    ensure!((tunnels, curls) == (2, 2), "other commands: {section}");
+    Ok(())
 }
 
 /// scp carries a file there and back.

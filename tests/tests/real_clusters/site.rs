@@ -23,8 +23,11 @@ pub(crate) const B: &str = "b.example.com";
 /// Where the proxies of A are, as the tunnel says.
 pub(crate) const ADDRESSES: &str = "10.0.0.4:2023,10.0.0.5:2033";
 
-/// How web servers and sshds are reached on their hosts.
-const WEB: &str = "127.0.0.1:8080";
+/// What B serves, as the manual has it.
+pub(crate) const NEAR_WEB: &str = "10.0.0.9:80";
+pub(crate) const FAR_WEB: &str = "10.0.0.7:8080";
+
+/// How sshds are reached on their hosts.
 const SSH: &str = "127.0.0.1:2200";
 
 /// Where the proxies of B keep tunnels.
@@ -45,11 +48,13 @@ struct Targets {
 }
 
 impl Targets {
-    fn start(host: &Namespace, who: &str) -> Result<Self> {
+    fn start(host: &Namespace, who: &str, web_at: &str) -> Result<Self> {
+        let (address, port) = web_at.split_once(':').context("a port")?;
+        host.ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"])?;
         let files = tempfile::tempdir()?;
-        fs::write(files.path().join("who"), who)?;
+        fs::write(files.path().join("index.html"), who)?;
         let mut web = host.command("python3")?;
-        web.args(["-u", "-m", "http.server", "8080", "--bind", "127.0.0.1"])
+        web.args(["-u", "-m", "http.server", port, "--bind", address])
             .current_dir(files.path());
         Ok(Self {
             sshd: Sshd::start_in(host)?,
@@ -117,8 +122,8 @@ impl Site {
 
         certificates(dir.path())?;
         let mut site = Self {
-            near: Targets::start(&inside, "inside")?,
-            far: Targets::start(&hidden, "hidden")?,
+            near: Targets::start(&inside, "inside", NEAR_WEB)?,
+            far: Targets::start(&hidden, "hidden", FAR_WEB)?,
             a: Vec::new(),
             b: Vec::new(),
             _db: agent(dir.path(), &hidden)?,
@@ -180,7 +185,7 @@ impl Site {
     /// The `[[trust]]` with which B trusts A.
     pub(crate) fn trust_a(&self) -> String {
         format!(
-            "[[trust]]\ncluster = \"{A}\"\nca = \"../a/ca.pem\"\nallow = [\"{WEB}\", \"{SSH}\"]\n"
+            "[[trust]]\ncluster = \"{A}\"\nca = \"../a/ca.pem\"\nallow = [\"{NEAR_WEB}\", \"{SSH}\"]\n"
         )
     }
 
@@ -309,6 +314,18 @@ impl Site {
         Ok((sshd, Ports(index).ssh(place).parse()?))
     }
 
+    /// Runs a line of the manual in a shell, on the host of A's first proxy or on that of B's.
+    pub(crate) fn shell(&self, cluster: &str, line: &str) -> Result<String> {
+        let host = if cluster == A {
+            &self.outside
+        } else {
+            &self.inside
+        };
+        let node = binary::path()?;
+        let line = line.replace("node ", &format!("{} ", node.display()));
+        host.must("sh", &["-c", &line])
+    }
+
     /// The same command, on the host of A's users.
     pub(crate) fn as_user(&self, command: &std::process::Command) -> std::process::Command {
         self.outside.moved(command)
@@ -366,7 +383,7 @@ fn agent(dir: &Path, host: &Namespace) -> Result<Process> {
     let config = format!(
         "role = \"agent\"\n[tls]\nca = \"ca.pem\"\ncert = \"db.pem\"\nkey = \"db.key\"\n\
          [agent]\nproxies = [\"10.20.0.1:17443\", \"10.20.0.1:27443\"]\nconnection_count = 1\n\
-         allow = [\"{WEB}\", \"{SSH}\"]\n"
+         allow = [\"{FAR_WEB}\", \"{SSH}\"]\n"
     );
     start(host, &dir.join("b"), "db", &config)
 }

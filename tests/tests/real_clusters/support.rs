@@ -9,7 +9,7 @@ use mesh_tests::Result;
 use mesh_tests::probe::PATIENCE;
 use node::report::{Route, Status, TunnelReport, Tunnels};
 
-use crate::site::{A, B, Place, Site};
+use crate::site::{A, B, FAR_WEB, NEAR_WEB, Place, Site};
 
 /// Waits until something is so; returns how long it took.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> Result) -> Result<Duration> {
@@ -30,6 +30,13 @@ impl Site {
     pub(crate) fn list(&self, index: usize) -> Result<Tunnels> {
         let text = self.must(B, index, &["tunnel", "ls", "--json"])?;
         Ok(serde_json::from_str(&text)?)
+    }
+
+    /// `node tunnel ls` at the first proxy of B has all of this.
+    pub(crate) fn list_has(&self, texts: &[&str]) -> Result {
+        let listed = self.must(B, 0, &["tunnel", "ls"])?;
+        ensure!(texts.iter().all(|text| listed.contains(text)), "{listed}");
+        Ok(())
     }
 
     /// What a proxy of B says of the tunnel to A.
@@ -138,8 +145,8 @@ impl Site {
     /// Both of A's proxies reach both places of B.
     pub(crate) fn reaches_all(&self) -> Result {
         for index in 0..self.a.len() {
-            let near = self.get(index, &format!("{B}/http/127.0.0.1:8080/who"))?;
-            let far = self.get(index, &format!("db.{B}/http/127.0.0.1:8080/who"))?;
+            let near = self.get(index, &format!("{B}/http/{NEAR_WEB}/"))?;
+            let far = self.get(index, &format!("db.{B}/http/{FAR_WEB}/"))?;
             ensure!(
                 (near.as_str(), far.as_str()) == ("inside", "hidden"),
                 "{near:?} {far:?}"
@@ -152,8 +159,10 @@ impl Site {
     pub(crate) fn until_no_agent(&self) -> Result<Duration> {
         until("nothing of B is reached", || {
             for index in 0..self.a.len() {
-                for agent in [B.to_owned(), format!("db.{B}")] {
-                    let path = format!("{agent}/http/127.0.0.1:8080/who");
+                for path in [
+                    format!("{B}/http/{NEAR_WEB}/"),
+                    format!("db.{B}/http/{FAR_WEB}/"),
+                ] {
                     let (reason, text) = self.refusal(index, &path)?;
                     ensure!(reason == "502 no_agent", "{reason}: {text}");
                 }
