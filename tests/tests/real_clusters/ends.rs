@@ -45,10 +45,10 @@ fn removed(kind: StoreKind) -> Result {
             until("no tunnel is told of", || site.agrees(index, &[]))?;
             ensure!(site.list(index)?.tunnels.is_empty());
         }
-        // The one connection that is needed stands; which one that is, is B's choice.
+        // The one connection that is needed stands.
         until("the rest is left", || {
-            let sessions = site.sessions()?;
-            ensure!(sessions.len() == 1, "{sessions:?}");
+            let held = site.held()?;
+            ensure!(held == 1.0, "{held} sessions");
             Ok(())
         })?;
         session.end()?;

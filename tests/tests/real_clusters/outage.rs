@@ -20,11 +20,11 @@ fn store_outage_changes_nothing() -> Result {
         for index in 0..2 {
             let status = site.must(B, index, &["status"])?;
             ensure!(
-                status.contains("the store of tunnels etcd://127.0.0.1:2379/mesh cannot be read"),
+                status.contains("the store of tunnels etcd://127.0.0.1:2379/mesh/ cannot be read"),
                 "{status}"
             );
             site.agrees(index, &[("connected", 1)])?;
-            ensure!(site.metrics(index)?.get("mesh_store_connected")? == 0.0);
+            ensure!(site.metrics(B, index)?.get("mesh_store_connected")? == 0.0);
         }
         Ok(())
     })?;
@@ -44,6 +44,7 @@ fn store_outage_changes_nothing() -> Result {
         );
     }
     session.say("without a store")?;
+    session.end()?;
     site.reaches_all()?;
     site.until_connected()?;
 
@@ -54,6 +55,7 @@ fn store_outage_changes_nothing() -> Result {
     ensure!(site.status(B, 1)?.state == "serving");
     ensure!(site.list(1)?.tunnels.is_empty());
     site.agrees(1, &[])?;
+    let mut session = site.ssh(Place::Hidden, 0)?;
 
     site.start_etcd()?;
     site.until_connected()?;

@@ -13,9 +13,12 @@ use anyhow::{Context as _, ensure};
 use mesh_tests::Result;
 use mesh_tests::binary::{self, Process};
 use mesh_tests::netns::Namespace;
+use mesh_tests::probe::Metrics;
 use mesh_tests::programs::{Daemon, Finished, run};
 use mesh_tests::sshd::Sshd;
 use tempfile::TempDir;
+
+use crate::support::until;
 
 pub(crate) const A: &str = "a.example.com";
 pub(crate) const B: &str = "b.example.com";
@@ -68,7 +71,7 @@ impl Targets {
 pub(crate) struct Site {
     pub(crate) a: Vec<Process>,
     pub(crate) b: Vec<Process>,
-    _db: Process,
+    db: Option<Process>,
     #[cfg(feature = "etcd")]
     etcd: Option<Process>,
     near: Targets,
@@ -76,7 +79,7 @@ pub(crate) struct Site {
     outside: Namespace,
     _gateway: Namespace,
     inside: Namespace,
-    _hidden: Namespace,
+    hidden: Namespace,
     kind: StoreKind,
     dir: TempDir,
 }
@@ -117,7 +120,7 @@ impl Site {
         outside.ip(&["addr", "add", "10.0.0.5/24", "dev", "wan"])?;
         gateway.join("lan", "192.168.9.1/24", &inside, ("lan", "192.168.9.2/24"))?;
         inside.ip(&["route", "add", "default", "via", "192.168.9.1"])?;
-        inside.join("db", "10.20.0.1/24", &hidden, ("up", "10.20.0.2/24"))?;
+        inside.join("db", "10.20.0.1/24", &hidden, ("lan", "10.20.0.2/24"))?;
         nat(&gateway, dir.path())?;
 
         certificates(dir.path())?;
@@ -126,13 +129,13 @@ impl Site {
             far: Targets::start(&hidden, "hidden", FAR_WEB)?,
             a: Vec::new(),
             b: Vec::new(),
-            _db: agent(dir.path(), &hidden)?,
+            db: None,
             #[cfg(feature = "etcd")]
             etcd: None,
             outside,
             _gateway: gateway,
             inside,
-            _hidden: hidden,
+            hidden,
             kind,
             dir,
         };
@@ -147,6 +150,10 @@ impl Site {
             let b = site.start_b(index)?;
             site.b.push(b);
         }
+        site.db = Some(agent(site.path(), &site.hidden)?);
+        until("each proxy of B knows the agent", || {
+            (0..2).try_for_each(|index| site.must(B, index, &["routes", "db"]).map(drop))
+        })?;
         Ok(site)
     }
 
@@ -250,11 +257,7 @@ impl Site {
 
     /// Runs `node ARGS` on the host of A or of B, asking the proxy with that index there.
     pub(crate) fn node(&self, cluster: &str, index: usize, args: &[&str]) -> Result<Finished> {
-        let (host, dir) = if cluster == A {
-            (&self.outside, "a")
-        } else {
-            (&self.inside, "b")
-        };
+        let (host, dir) = (self.host(cluster), &cluster[..1]);
         let node = binary::path()?;
         let mut command = host.command(node.to_str().context("a path")?)?;
         command
@@ -298,11 +301,19 @@ impl Site {
         run(&mut curl)
     }
 
-    /// What `/metrics` of a proxy of B says.
-    pub(crate) fn metrics(&self, index: usize) -> Result<mesh_tests::probe::Metrics> {
+    /// What `/metrics` of a proxy says.
+    pub(crate) fn metrics(&self, cluster: &str, index: usize) -> Result<Metrics> {
         let url = format!("http://{}/metrics", Ports(index).admin());
         let args = ["-sS", "--fail", "--max-time", "20", url.as_str()];
-        mesh_tests::probe::Metrics::parse(&self.inside.must("curl", &args)?)
+        Metrics::parse(&self.host(cluster).must("curl", &args)?)
+    }
+
+    fn host(&self, cluster: &str) -> &Namespace {
+        if cluster == A {
+            &self.outside
+        } else {
+            &self.inside
+        }
     }
 
     /// The sshd at a place, and where users of A connect to reach it through the proxy with that index.
@@ -316,11 +327,7 @@ impl Site {
 
     /// Runs a line of the manual in a shell, on the host of A's first proxy or on that of B's.
     pub(crate) fn shell(&self, cluster: &str, line: &str) -> Result<String> {
-        let host = if cluster == A {
-            &self.outside
-        } else {
-            &self.inside
-        };
+        let host = self.host(cluster);
         let node = binary::path()?;
         let line = line.replace("node ", &format!("{} ", node.display()));
         host.must("sh", &["-c", &line])

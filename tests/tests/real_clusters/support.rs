@@ -51,12 +51,13 @@ impl Site {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// The sessions of B at A, as `a1<b2`.
+    /// The sessions of B that A dials through, as `a1<b2`.
     pub(crate) fn sessions(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for index in 0..self.a.len() {
-            let route: Route =
-                serde_json::from_str(&self.must(A, index, &["routes", B, "--json"])?)?;
+            // Its exit code says whether there is one.
+            let told = self.node(A, index, &["routes", B, "--json"])?;
+            let route: Route = serde_json::from_str(&told.text()).context(told.stderr)?;
             for holder in route.holders.iter().filter(|holder| holder.here) {
                 for session in &holder.sessions {
                     let other = session.proxy.as_deref().context("it is of a cluster")?;
@@ -68,11 +69,20 @@ impl Site {
         Ok(found)
     }
 
+    /// How many sessions of B there are at A, those that are being left too.
+    pub(crate) fn held(&self) -> Result<f64> {
+        let of = |index| self.metrics(A, index)?.get("mesh_proxy_agents");
+        Ok(of(0)? + of(1)?)
+    }
+
     /// Waits until A has these sessions of B, and no others.
     pub(crate) fn until_sessions(&self, expected: &[&str]) -> Result<Duration> {
         until("sessions of B at A", || {
-            let sessions = self.sessions()?;
-            ensure!(sessions == expected, "{sessions:?}, not {expected:?}");
+            let (sessions, held) = (self.sessions()?, self.held()?);
+            ensure!(
+                sessions == expected && held == expected.len() as f64,
+                "{sessions:?} and {held} in all, not {expected:?}"
+            );
             Ok(())
         })
     }
@@ -99,7 +109,7 @@ impl Site {
         let (list, status, metrics) = (
             self.list(index)?,
             self.status(B, index)?.proxy.context("a proxy")?,
-            self.metrics(index)?,
+            self.metrics(B, index)?,
         );
         for state in ["connecting", "connected", "failing", "invalid"] {
             let wanted = expected.iter().find(|(name, _)| *name == state);
