@@ -39,7 +39,8 @@ fn removed(kind: StoreKind) -> Result {
             let deleted = site.tunnel(&["del", A])?;
             ensure!(deleted == "tunnel to a.example.com deleted\n", "{deleted}");
         }
-        site.until_no_agent()?;
+        // The one that carries the session is said to leave.
+        site.until_refused(&["503 draining", "502 no_agent"])?;
         session.say("still there")?;
         for index in 0..2 {
             until("no tunnel is told of", || site.agrees(index, &[]))?;
@@ -53,6 +54,7 @@ fn removed(kind: StoreKind) -> Result {
         })?;
         session.end()?;
         site.until_sessions(&[])?;
+        site.until_no_agent()?;
     }
     let connected = "a proxy of another cluster connected";
     for proxy in &site.a {

@@ -165,8 +165,13 @@ impl Site {
         Ok(())
     }
 
-    /// Waits until neither of A's proxies reaches anything of B.
+    /// Waits until neither of A's proxies reaches anything of B, since nobody of B is connected.
     pub(crate) fn until_no_agent(&self) -> Result<Duration> {
+        self.until_refused(&["502 no_agent"])
+    }
+
+    /// Waits until both of A's proxies refuse whatever is of B with one of these.
+    pub(crate) fn until_refused(&self, expected: &[&str]) -> Result<Duration> {
         until("nothing of B is reached", || {
             for index in 0..self.a.len() {
                 for path in [
@@ -174,7 +179,7 @@ impl Site {
                     format!("db.{B}/http/{FAR_WEB}/"),
                 ] {
                     let (reason, text) = self.refusal(index, &path)?;
-                    ensure!(reason == "502 no_agent", "{reason}: {text}");
+                    ensure!(expected.contains(&reason.as_str()), "{reason}: {text}");
                 }
             }
             Ok(())
