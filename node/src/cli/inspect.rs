@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::Args;
-use mesh_proto::name::NodeName;
+use mesh_proto::name::AgentName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -49,9 +49,9 @@ pub struct PeersArgs {
 /// Arguments of `node routes`.
 #[derive(Debug, Args)]
 pub struct RoutesArgs {
-    /// The agent.
+    /// The agent, or a connected cluster.
     #[arg(value_name = "AGENT")]
-    agent: NodeName,
+    agent: AgentName,
     #[command(flatten)]
     admin: AdminArgs,
     #[command(flatten)]
@@ -91,10 +91,12 @@ pub fn routes(args: &RoutesArgs) -> Result<(), CliError> {
         route_text(route)
     })?;
     if is_missing {
-        return Err(CliError::Failed(format!(
-            "no proxy holds the agent {}: see that it runs, and that it is spelled so",
-            args.agent
-        )));
+        let agent = &args.agent;
+        return Err(CliError::Failed(if agent.is_cluster() {
+            format!("no proxy holds a connection of {agent}: see `node tunnel ls` at a proxy of it")
+        } else {
+            format!("no proxy holds the agent {agent}: see that it runs, and that it is spelled so")
+        }));
     }
     Ok(())
 }

@@ -19,13 +19,13 @@ use rand::{Rng as _, SeedableRng as _};
 use crate::support::tunnel;
 
 /// Tunnels that change.
-const TUNNELS: usize = 1000;
+pub(crate) const TUNNELS: usize = 1000;
 
 /// Changes of them.
 const CHANGES: usize = 60;
 
 /// Clusters that answer; to the others, every packet is lost.
-const LIVE: usize = 4;
+pub(crate) const LIVE: usize = 4;
 
 /// An address that leads nowhere.
 const NOWHERE: [&str; 2] = ["10.99.0.1:7443", "10.99.0.2:7443"];
@@ -33,7 +33,7 @@ const NOWHERE: [&str; 2] = ["10.99.0.1:7443", "10.99.0.2:7443"];
 /// Within so long of a change, the running pools are the wanted ones.
 const BOUND: Duration = Duration::from_secs(1);
 
-fn cluster(number: usize) -> String {
+pub(crate) fn cluster(number: usize) -> String {
     format!("c{number:04}.example.com")
 }
 
@@ -128,7 +128,7 @@ fn thousand_tunnels_change_at_random() -> Result {
     })
 }
 
-fn trust_of(pki: &Pki) -> Result<TrustConfig> {
+pub(crate) fn trust_of(pki: &Pki) -> Result<TrustConfig> {
     trust_as(pki.authority().cluster().as_str(), pki.authority().ca_pem())
 }
 
@@ -142,7 +142,7 @@ fn trust_as(cluster: &str, pem: &str) -> Result<TrustConfig> {
 }
 
 /// What the keeper trusts: all of them.
-fn trusts(live: &[Pki]) -> Result<Vec<TrustConfig>> {
+pub(crate) fn trusts(live: &[Pki]) -> Result<Vec<TrustConfig>> {
     let mut trusts: Vec<_> = live.iter().map(trust_of).collect::<Result<_>>()?;
     for number in LIVE..TUNNELS {
         trusts.push(trust_of(&Pki::new(&cluster(number))?)?);

@@ -9,6 +9,7 @@
 //! | `tunnels` | pools that start, move and end |
 //! | `binary` | the real binary reads its config anew |
 //! | `fleet` | many tunnels that change, in virtual time |
+//! | `stored` | the same through a store that fails |
 
 mod binary;
 mod changes;
@@ -16,5 +17,6 @@ mod dials;
 mod fleet;
 mod identities;
 mod itself;
+mod stored;
 mod support;
 mod tunnels;

@@ -254,7 +254,10 @@ impl Resources {
             }
         };
         for cluster in view.tunnels.keys() {
-            count(states.get(cluster).unwrap_or(&UNSAID).as_str());
+            // One that is kept as it was, while something else is stored, is told of once.
+            if !view.invalid.contains_key(&Tunnel::key(cluster)) {
+                count(states.get(cluster).unwrap_or(&UNSAID).as_str());
+            }
         }
         for _ in view.invalid.keys() {
             count(INVALID);
