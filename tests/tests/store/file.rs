@@ -308,6 +308,38 @@ async fn lives_end_by_themselves() -> Result {
     Ok(())
 }
 
+/// Whoever asked for a change has gone before it was made: it is told, and its life ends, all the same.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_nobody_waits_for_is_told() -> Result {
+    let (_dir, path) = place()?;
+    let store = RedbStore::open(&path, virtual_clock()).await?;
+    let mut watch = store.watch("", NONE).await?;
+    // Waits before the change, and hears of it from nowhere else.
+    let mut heard = tokio::spawn(async move {
+        let first = watch.next().await?;
+        let second = watch.next().await?;
+        Ok::<_, StoreError>([first, second].concat())
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let start = Instant::now();
+    let mut put = store.put("a", "1".into(), NONE, Some(Duration::from_secs(600)));
+    let polled = futures_util::poll!(&mut put);
+    ensure!(polled.is_pending(), "it was done at once: {polled:?}");
+    drop(put);
+    // Virtual time goes on to here only if neither comes.
+    let heard = tokio::time::timeout(Duration::from_secs(3600), &mut heard)
+        .await
+        .context("nobody was told")???;
+    let keys: Vec<_> = heard.iter().map(|event| event.key()).collect();
+    assert_eq!(keys, ["a", "a"], "{heard:?}");
+    ensure!(
+        matches!(heard[1], node::store::Event::Delete { .. }),
+        "{heard:?}"
+    );
+    assert_eq!(start.elapsed().as_secs(), 600);
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_it_keeps_is_bounded() -> Result {
     let (_dir, path) = place()?;

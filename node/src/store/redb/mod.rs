@@ -155,58 +155,57 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Shared {
-    /// Does `work` on the file, after ending the lives that are over.
+    /// Does `work` on the file, after ending the lives that are over. What comes of it is told from
+    /// there: whoever asked may have gone when it is done.
     async fn with<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         work: impl FnOnce(&Data<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let now_ms = self.clock.now_ms();
-        let (path, limits) = (self.path.clone(), self.limits);
+        let shared = self.clone();
         let mut held = self.file.clone().lock_owned().await;
-        let done = blocking(&self.path, move || {
+        blocking(&self.path, move || {
             let Some(file) = held.as_mut() else {
                 return Err(StoreError::unreachable(format!(
                     "{} was closed",
-                    path.display()
+                    shared.path.display()
                 )));
             };
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                let data = file.data(limits)?;
+                let data = file.data(shared.limits)?;
                 let before = data.revision()?;
                 let ended = data.end_lives(now_ms);
                 let done = ended.and_then(|()| work(&data));
                 Ok((done, before != data.revision()?, data.next_end_ms()?))
             }));
-            match outcome {
-                Ok(result) => {
-                    let error = match &result {
-                        Ok((done, ..)) => done.as_ref().err(),
-                        Err(error) => Some(error),
-                    };
-                    // redb goes on after a failed write only when it is opened anew.
-                    if matches!(
-                        error,
-                        Some(StoreError::Unreachable { .. } | StoreError::Corrupt { .. })
-                    ) {
-                        file.forget_handle();
-                    }
-                    result
-                }
+            let result = match outcome {
+                Ok(result) => result,
                 Err(panic) => {
                     file.forget_handle();
                     std::panic::resume_unwind(panic)
                 }
+            };
+            let error = match &result {
+                Ok((done, ..)) => done.as_ref().err(),
+                Err(error) => Some(error),
+            };
+            // redb goes on after a failed write only when it is opened anew.
+            if matches!(
+                error,
+                Some(StoreError::Unreachable { .. } | StoreError::Corrupt { .. })
+            ) {
+                file.forget_handle();
             }
+            let (done, changed, next_end_ms) = result?;
+            if shared.next_end_ms.swap(next_end_ms, Ordering::AcqRel) != next_end_ms {
+                shared.deadlines.notify();
+            }
+            if changed {
+                shared.changes.notify();
+            }
+            done
         })
-        .await;
-        let (done, changed, next_end_ms) = done?;
-        if self.next_end_ms.swap(next_end_ms, Ordering::AcqRel) != next_end_ms {
-            self.deadlines.notify();
-        }
-        if changed {
-            self.changes.notify();
-        }
-        done
+        .await
     }
 }
 
@@ -306,15 +305,16 @@ impl Store for RedbStore {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let mut held = self.shared.file.clone().lock_owned().await;
+            let shared = self.shared.clone();
+            let mut held = shared.file.clone().lock_owned().await;
             // Closing writes what makes the next start fast; nothing is lost when it cannot.
             let _ = blocking(&self.shared.path, move || {
                 *held = None;
+                shared.next_end_ms.store(u64::MAX, Ordering::Release);
+                shared.changes.notify();
                 Ok(())
             })
             .await;
-            self.shared.next_end_ms.store(u64::MAX, Ordering::Release);
-            self.shared.changes.notify();
         })
     }
 }
