@@ -184,7 +184,7 @@ impl Network for SystemNetwork {
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Socket>>> {
         Box::pin(async move {
             let stream = tokio::net::TcpStream::connect(address).await?;
-            configure_tcp(SockRef::from(&stream));
+            configure_tcp(&SockRef::from(&stream));
             Ok(Box::new(SystemSocket::Tcp(SystemTcp::new(stream))) as Box<dyn Socket>)
         })
     }
@@ -231,7 +231,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    configure_tcp(SockRef::from(&socket));
+    configure_tcp(&SockRef::from(&socket));
     socket.listen(TCP_BACKLOG)?;
     tokio::net::TcpListener::from_std(socket.into())
 }
@@ -339,7 +339,7 @@ impl SystemTcp {
 
 /// What every TCP connection is to have. Those that are accepted take it over from their listener,
 /// which saves four system calls for each.
-fn configure_tcp(socket: SockRef<'_>) {
+fn configure_tcp(socket: &SockRef<'_>) {
     // Best effort: a socket that refuses an option still carries bytes.
     let _ = socket.set_tcp_nodelay(true);
     let keepalive = TcpKeepalive::new()
