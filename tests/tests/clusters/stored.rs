@@ -74,22 +74,22 @@ async fn scenario(world: &mut World) -> Result {
             fleet.memory.compact();
             bound = BOUND_AFTER_FAILURE;
         }
-        for keeper in 0..KEEPERS {
-            match before[keeper].take() {
+        for (keeper, before) in before.iter_mut().enumerate() {
+            match before.take() {
                 None if rng.random_ratio(1, 4) => {
                     settled(world, &fleet, keeper, bound).await?;
                     fleet.ways[keeper].set_down(true);
-                    before[keeper] = Some(running(world, fleet.keepers[keeper])?);
+                    *before = Some(running(world, fleet.keepers[keeper])?);
                 }
                 Some(_) if rng.random_ratio(1, 2) => {
                     fleet.ways[keeper].set_down(false);
                     bound = BOUND_AFTER_FAILURE;
                 }
-                as_it_is => before[keeper] = as_it_is,
+                as_it_is => *before = as_it_is,
             }
         }
-        for keeper in 0..KEEPERS {
-            if before[keeper].is_none() {
+        for (keeper, before) in before.iter().enumerate() {
+            if before.is_none() {
                 settled(world, &fleet, keeper, bound).await?;
             }
         }

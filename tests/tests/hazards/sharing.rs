@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use mesh_tests::Result;
 use mesh_tests::sim::{Action, Link, Service, Transport, World, run};
-use node::quic::TunnelStream;
+use node::proxy::Stream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const MS: Duration = Duration::from_millis(1);
@@ -36,7 +36,7 @@ const PACKET_BYTES: u64 = 1472;
 const REQUESTS: usize = 50;
 
 /// Counts what comes, for as long as it lives.
-async fn count(mut stream: TunnelStream, counter: Arc<AtomicU64>) {
+async fn count(mut stream: Stream, counter: Arc<AtomicU64>) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
         counter.fetch_add(read as u64, Ordering::Relaxed);
