@@ -103,9 +103,15 @@ async fn tunnel() -> SocketAddr {
         config: &config,
         keys: &keys,
     };
-    let proxy = listen(&parts(&near), loopback(), &[ALPN_AGENT], false)
-        .unwrap()
-        .endpoint;
+    let proxy = listen(
+        &parts(&near),
+        loopback(),
+        &[ALPN_AGENT],
+        Arc::new(()),
+        false,
+    )
+    .unwrap()
+    .endpoint;
     let address = proxy.local_addr().unwrap();
     let agent = dialling(&parts(&far), address).unwrap().endpoint;
     let client = agent_client_config(&parts(&far), None).unwrap();

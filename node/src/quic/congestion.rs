@@ -32,7 +32,7 @@ const SAMPLES_MIN: u32 = 8;
 const LOSS_SHARE: u64 = 16;
 
 /// Packets whose loss says nothing about its share yet.
-const LOST_MIN: u64 = 10;
+const LOST_MIN: u64 = 30;
 
 /// Packets over which the share of lost ones is counted: these, and as many before them.
 const TALLY_PACKETS: u64 = 500;
