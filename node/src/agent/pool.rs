@@ -23,6 +23,7 @@ use super::ending::Ending;
 use super::failures::{Failures, Telling, What};
 use super::metrics::ConnectResult;
 use super::{Shared, session};
+use crate::changes::{Changes, Watcher};
 use crate::hooks::Connected;
 use crate::tasks::Tasks;
 
@@ -39,6 +40,8 @@ const ATTEMPT_TIMEOUTS: u32 = 4;
 pub(crate) struct PoolState {
     pool: Mutex<Inner>,
     changed: Notify,
+    /// For whoever looks at the counts: they may be others.
+    steps: Changes,
     start: Instant,
 }
 
@@ -74,6 +77,7 @@ impl PoolState {
         Self {
             pool: Mutex::new(inner),
             changed: Notify::new(),
+            steps: Changes::default(),
             start: Instant::now(),
         }
     }
@@ -100,6 +104,11 @@ impl PoolState {
     pub(super) fn report(&self) -> (Counts, Option<String>) {
         let inner = self.lock();
         (inner.pool.counts(self.now()), inner.failures.example())
+    }
+
+    /// Hears of every step of the pool.
+    pub(super) fn steps(&self) -> Watcher {
+        self.steps.watch()
     }
 
     /// Whether a failure is to be logged as a warning.
@@ -379,6 +388,8 @@ fn decide(shared: &Shared) -> (Vec<Action>, Option<Time>) {
     let backoff = inner.pool.backoff_until().since(now);
     let wake = inner.pool.next_wake(now);
     drop(inner);
+    // Every step, and the time alone, leads here.
+    state.steps.notify();
     shared.metrics.pool(&counts, backoff);
     (actions, wake)
 }

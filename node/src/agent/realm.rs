@@ -30,10 +30,12 @@ pub(crate) struct Other {
 
 /// Answers what proxies of another cluster ask for.
 pub(crate) trait Answers: fmt::Debug + Send + Sync {
-    /// Serves one stream that `proxy` has opened, to its end.
+    /// Serves one stream that `proxy` has opened, to its end; refuses it when the connection is being
+    /// left.
     fn answer(
         &self,
         proxy: &NodeName,
+        leaving: bool,
         send: SendStream,
         recv: RecvStream,
     ) -> BoxFuture<'static, ()>;

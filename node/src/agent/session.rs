@@ -8,15 +8,16 @@ use mesh_proto::name::{Cluster, NodeName};
 use mesh_proto::pool::LetGo;
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{AgentFrame, Answer, Leaving, Open, Opened, ProxyFrame, Refused, WireError};
-use quinn::{ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connect::ProxyConnection;
 use super::ending::Ending;
 use super::pool::Lease;
-use super::realm::Realm;
+use super::realm::{Other, Realm};
 use super::{CLOSE_GRACE, Shared, target};
+use crate::changes::Watcher;
 use crate::forward;
 use crate::metrics::StreamMeter;
 use crate::quic::frames::{self, FrameError, FrameReader};
@@ -77,11 +78,14 @@ pub(super) async fn run(
     let registered = shared
         .links
         .register(hello.name.clone(), connection.clone());
-    if let Realm::Other(other) = &shared.realm
-        && let Err(why) = other.judge(&connection)
-    {
-        // Trust may have changed since the handshake; from now on, whoever changes it sees this one.
-        connection.close(CloseCode::Untrusted.code().into(), why.as_bytes());
+    let other = match &shared.realm {
+        Realm::Own => None,
+        Realm::Other(other) => Some(other),
+    };
+    let mut trust = other.map(|other| other.trust.changes());
+    if let Some(other) = other {
+        // Trust may have changed since the handshake; from now on, its changes are heard of.
+        judge(other, &connection);
     }
     let link = &registered.link;
     let mut own_dials = link.watch();
@@ -159,7 +163,7 @@ pub(super) async fn run(
                 Ok((send, recv)) => {
                     let cut = shared.cut.clone();
                     if let Realm::Other(other) = &shared.realm {
-                        let answered = other.answers.answer(&hello.name, send, recv);
+                        let answered = other.answers.answer(&hello.name, leave_until.is_some(), send, recv);
                         streams.spawn(async move {
                             cut.run_until_cancelled(answered).await;
                         });
@@ -179,6 +183,11 @@ pub(super) async fn run(
             () = until(stands_at), if stands_at.is_some() => {
                 stands_at = None;
                 lease.stands(place, &hello.name);
+            }
+            () = changed(trust.as_mut()) => {
+                if let Some(other) = other {
+                    judge(other, &connection);
+                }
             }
             _ = leaving.changed(), if leave_until.is_none() => {}
             Ok(()) = let_go.changed(), if leave_until.is_none() => {}
@@ -248,6 +257,21 @@ fn log_end(
                 tracing::debug!(%cluster, %proxy, reason = why, "lost the connection to a proxy again");
             }
         }
+    }
+}
+
+/// Closes the connection unless its proxy is trusted still; also one that is being left.
+fn judge(other: &Other, connection: &Connection) {
+    if let Err(why) = other.judge(connection) {
+        tracing::warn!(cluster = %other.cluster, remote = %connection.remote_address(), why, "ending a connection of a tunnel");
+        connection.close(CloseCode::Untrusted.code().into(), why.as_bytes());
+    }
+}
+
+async fn changed(watcher: Option<&mut Watcher>) {
+    match watcher {
+        Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -93,19 +93,24 @@ impl TunnelPool {
         Look(self.shared.clone())
     }
 
-    /// Completes when a connection stands, and then as many as are wanted.
-    pub(crate) async fn stands(&self) {
+    /// Completes when a connection stands.
+    pub(crate) async fn connected(&self) {
         let mut connected = self.shared.connected.subscribe();
         // The sender lives as long as this.
         let _ = connected.wait_for(|connected| *connected > 0).await;
+    }
+
+    /// Completes when a connection stands, and then as many as are wanted.
+    pub(crate) async fn stands(&self) {
+        // Fewer may come to be wanted, without a connection that comes or goes.
+        let mut steps = self.shared.pool.steps();
+        self.connected().await;
         loop {
             let (counts, _) = self.shared.pool.report();
             if counts.connected > 0 && counts.connected >= counts.desired {
                 return;
             }
-            if connected.changed().await.is_err() {
-                return;
-            }
+            steps.changed().await;
         }
     }
 

@@ -3,8 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
+use certs::{ForeignAuthority, Kind, TrustedClusters};
+use mesh_proto::name::Cluster;
 use mesh_proto::refusal::Reason;
+use mesh_proto::wire::{ALPN_AGENT, AgentFrame, Answer, Dial, Open};
+use mesh_tests::hostile::Server;
 use mesh_tests::pki::Pki;
+use mesh_tests::quic;
+use mesh_tests::rogue::welcome;
 use mesh_tests::services::Service;
 use mesh_tests::{Result, logs, probe};
 use node::proxy::tunnels::TunnelState;
@@ -187,5 +193,101 @@ async fn an_authority_replaced() -> Result {
     }
     pair.connected().await?;
     pair.stop().await;
+    Ok(())
+}
+
+/// A tunnel that is left has streams that run, and is judged as long as they do.
+#[tokio::test]
+async fn trust_removed_while_a_tunnel_is_left() -> Result {
+    let pair = Pair::start().await?;
+    let (a, b) = (&pair.a, &pair.b);
+    let mut stream = a.proxies[0]
+        .as_proxy()?
+        .dialer(B)?
+        .dial(&pair.echo.rule())
+        .await?;
+    ping(&mut stream).await?;
+    b.apply(&[])?;
+    // The other one has no stream.
+    a.until_sessions(B, &["a1<b1"]).await?;
+    ping(&mut stream).await?;
+    let new_pki = Pki::new(A)?;
+    let allow = [pair.echo.rule()];
+    let change = b.proxies[0]
+        .as_proxy()?
+        .set_trust(vec![trust(&new_pki, &allow)?]);
+    ensure!(change.changed == [A.parse()?], "{change:?}");
+    a.until_sessions(B, &[]).await?;
+    ensure!(
+        ping(&mut stream).await.is_err(),
+        "a stream outlives the trust"
+    );
+    pair.stop().await;
+    Ok(())
+}
+
+/// The one cluster that is trusted.
+#[derive(Debug)]
+struct Trusted(ForeignAuthority);
+
+impl TrustedClusters for Trusted {
+    fn authority(&self, cluster: &Cluster) -> Option<ForeignAuthority> {
+        (cluster.as_str() == B).then(|| self.0.clone())
+    }
+}
+
+/// A proxy of another cluster that goes on dialling when it was told that the tunnel is left.
+#[tokio::test]
+async fn a_tunnel_that_is_left_takes_no_dials() -> Result {
+    let echo = Service::echo().await?;
+    let (a_pki, b_pki) = (Arc::new(Pki::new(A)?), Arc::new(Pki::new(B)?));
+    let b = Site::start(&b_pki, 1, |_, config| {
+        config.trust = vec![trust(&a_pki, &[echo.rule()])?];
+        Ok(())
+    })
+    .await?;
+    let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
+    let open = Open::Dial(Dial {
+        target: echo.rule().parse()?,
+        agent: B.parse()?,
+        principal: "user:alice".parse()?,
+        hops_left: 0,
+        deadline_ms: 10_000,
+        trace: None,
+        ext: Vec::new(),
+    });
+    let credentials = a_pki.issue(Kind::Proxy, "a1")?;
+    let trusted = Arc::new(Trusted(trust(&b_pki, &[])?.authority));
+    let tls = certs::proxy_server_config_trusting(
+        &credentials,
+        trusted,
+        &[ALPN_AGENT],
+        certs::system_time(),
+    )?;
+    let rogue = Server::start(tls, move |connection| {
+        let (open, answers) = (open.clone(), answers.clone());
+        async move {
+            let (_send, mut recv) = welcome(&connection, A, "a1").await?;
+            let (answer, ..) = quic::ask(&connection, &open).await?;
+            answers.send(answer)?;
+            let frame: AgentFrame = quic::read(&mut recv).await?;
+            ensure!(matches!(frame, AgentFrame::Leaving(_)), "{frame:?}");
+            let (answer, ..) = quic::ask(&connection, &open).await?;
+            answers.send(answer)?;
+            connection.closed().await;
+            Ok(())
+        }
+    })?;
+    b.apply(&[tunnel(A, &[rogue.addr], 0)?])?;
+    let answer: Option<Answer> = answered.recv().await;
+    ensure!(matches!(answer, Some(Answer::Opened(_))), "{answer:?}");
+    b.apply(&[])?;
+    let answer = answered.recv().await;
+    let Some(Answer::Refused(refused)) = answer else {
+        anyhow::bail!("{answer:?}")
+    };
+    ensure!(refused.reason == Reason::Draining, "{refused:?}");
+    drop(rogue);
+    b.stop().await;
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! | `itself` | what a proxy dials itself |
 //! | `identities` | every kind, protocol and cluster at the door |
 //! | `changes` | trust that is taken away, given back, and replaced, live |
+//! | `moves` | a tunnel that moves while not all can be reached, in virtual time |
 //! | `tunnels` | pools that start, move and end |
 //! | `binary` | the real binary reads its config anew |
 //! | `fleet` | many tunnels that change, in virtual time |
@@ -17,6 +18,7 @@ mod dials;
 mod fleet;
 mod identities;
 mod itself;
+mod moves;
 mod stored;
 mod support;
 mod tunnels;

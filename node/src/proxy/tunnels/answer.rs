@@ -25,6 +25,7 @@ impl Answers for Answerer {
     fn answer(
         &self,
         proxy: &NodeName,
+        leaving: bool,
         send: SendStream,
         recv: RecvStream,
     ) -> BoxFuture<'static, ()> {
@@ -35,6 +36,10 @@ impl Answers for Answerer {
             let Some((inbound, open)) = inbound.open(&shared).await else {
                 return;
             };
+            if leaving {
+                let why = "the tunnel is being left: this cluster does not keep it any more, or by other addresses";
+                return inbound.refuse(Refused::new(Reason::Draining, why)).await;
+            }
             match open {
                 Open::Dial(dial) => {
                     // Who it is, is in the certificate. For whom it asks there is its own matter.

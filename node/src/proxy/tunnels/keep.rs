@@ -21,6 +21,10 @@ use crate::tasks::Tasks;
 /// connection brings the view that says how many are wanted.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// For how long a pool that has connections, but not all that it wants, has the one before it stay:
+/// one of the proxies may never be reachable.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How a tunnel is seen from outside.
 #[derive(Debug)]
 pub(super) struct Kept(Mutex<Seen>);
@@ -109,6 +113,8 @@ struct Keeper {
     current: Option<(Wish, TunnelPool)>,
     /// The pool before, until the current one stands.
     former: Option<TunnelPool>,
+    /// Since when the current one has had a connection, while there is a former one.
+    connected_since: Option<Instant>,
     /// Pools that end.
     leaving: Tasks,
 }
@@ -129,6 +135,7 @@ pub(super) async fn run(
         kept,
         current: None,
         former: None,
+        connected_since: None,
         leaving: Tasks::new("pool of a tunnel that is left"),
     };
     loop {
@@ -140,12 +147,13 @@ pub(super) async fn run(
         let Keeper {
             current,
             former,
+            connected_since,
             leaving,
             ..
         } = &mut keeper;
         let moved = async {
             match (&current, &former) {
-                (Some((_, pool)), Some(_)) => stands(pool).await,
+                (Some((_, pool)), Some(_)) => stands(pool, connected_since).await,
                 _ => std::future::pending().await,
             }
         };
@@ -173,11 +181,17 @@ pub(super) async fn run(
     keeper.leaving.join_all().await;
 }
 
-/// Completes when a pool has had what it wants for a moment.
-async fn stands(pool: &TunnelPool) {
-    pool.stands().await;
-    tokio::time::sleep(SETTLE).await;
-    pool.stands().await;
+/// Completes when a pool has had what it wants for a moment, or some of it for long.
+async fn stands(pool: &TunnelPool, connected_since: &mut Option<Instant>) {
+    pool.connected().await;
+    let since = *connected_since.get_or_insert_with(Instant::now);
+    let all = async {
+        pool.stands().await;
+        tokio::time::sleep(SETTLE).await;
+        pool.stands().await;
+    };
+    let _ = tokio::time::timeout_at(since + PATIENCE, all).await;
+    pool.connected().await;
 }
 
 impl Keeper {
@@ -225,6 +239,7 @@ impl Keeper {
                     self.leave(pool);
                 }
             }
+            self.connected_since = None;
             let pool = self.start(&wish);
             self.current = Some((wish, pool));
         }

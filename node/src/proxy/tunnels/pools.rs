@@ -76,8 +76,9 @@ impl Tunnels {
     }
 
     /// From now on these tunnels are kept, and no others: new ones are started, those that are gone are
-    /// left in order, and those with other addresses or another count are moved, without a stream of
-    /// theirs being cut. Returns at once. Of several to one cluster the last one counts.
+    /// left in order, and those with other addresses or another count are moved. What is left, by either,
+    /// gives its streams `drain_deadline` to end, and no longer. Returns at once. Of several to one
+    /// cluster the last one counts.
     pub fn apply(&self, tunnels: Vec<Tunnel>) {
         let mut wanted: BTreeMap<Cluster, Wish> = tunnels
             .into_iter()
