@@ -228,7 +228,7 @@ impl Store for EtcdStore {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.connection.close())
+        Box::pin(async { self.connection.close() })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use tokio::time::Instant;
 
 use super::support::Etcd;
 use crate::support::{Answer, next, next_many, pairs, said};
@@ -311,5 +313,37 @@ async fn a_cluster_that_is_not_there_is_unreachable() -> Result {
         ),
         "{error}"
     );
+    Ok(())
+}
+
+/// Members that accept connections and then say nothing: each of many calls ends at its own deadline,
+/// as it would alone.
+#[tokio::test(start_paused = true)]
+async fn calls_do_not_wait_for_each_others_attempts() -> Result {
+    let mut members = Vec::new();
+    for _ in 0..5 {
+        members.push(tokio::net::TcpListener::bind("127.0.0.1:0").await?);
+    }
+    let addresses: Vec<String> = members
+        .iter()
+        .map(|member| Ok(member.local_addr()?.to_string()))
+        .collect::<Result<_>>()?;
+    // With a password there is something to wait for before the first call.
+    for user in ["mesh:secret@", ""] {
+        let store = open(&format!("etcd://{user}{}/mesh", addresses.join(","))).await?;
+        let calls = (0..8).map(|_| async {
+            let start = Instant::now();
+            let result = store.get("a").await;
+            (result, start.elapsed())
+        });
+        for (result, took) in futures_util::future::join_all(calls).await {
+            ensure!(
+                matches!(result, Err(StoreError::Unreachable { .. })),
+                "{result:?}"
+            );
+            // Of the clock that the test has.
+            ensure!(took <= Duration::from_millis(10_010), "{took:?}");
+        }
+    }
     Ok(())
 }
