@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one member has to answer, connecting included. An election takes up to two seconds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long all attempts at one thing may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The wait before members that answer, but cannot at the moment, are asked again.
 const BUSY_WAIT: Duration = Duration::from_millis(100);
 /// How often a connection in use is probed. etcd takes it amiss below five seconds.
@@ -179,6 +179,23 @@ impl Connection {
                 left_in_round = self.url.endpoints.len();
                 someone_answers = false;
                 tokio::time::sleep(BUSY_WAIT).await;
+            }
+        }
+    }
+
+    /// Asks one member once, for something that need not be done. Whether it was, is told.
+    pub(super) async fn try_once<T, F>(&self, work: impl Fn(Client) -> F + Send) -> Option<T>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+        T: Send,
+    {
+        let deadline = Instant::now() + ATTEMPT_TIMEOUT;
+        match self.attempt(deadline, &work).await {
+            Ok(answer) => Some(answer),
+            Err((turn, failure)) => {
+                let endpoint = self.endpoint(turn);
+                tracing::debug!(store = ?self, endpoint, ?failure, "a member of the store did not tidy up");
+                None
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use etcd_client::{Permission, RoleGrantPermissionResponse};
+use etcd_client::{Permission, PutOptions, RoleGrantPermissionResponse};
 use mesh_tests::probe::eventually;
 use mesh_tests::{Result, binary};
 use node::store::{Clock, Freshness, Revision, Store, StoreError, StoreUrl, Watched};
@@ -345,5 +345,55 @@ async fn calls_do_not_wait_for_each_others_attempts() -> Result {
             ensure!(took <= Duration::from_millis(10_010), "{took:?}");
         }
     }
+    Ok(())
+}
+
+/// A lease lasts as long as the value that it is for, and at least as long as was asked for.
+#[tokio::test]
+async fn leases_that_nobody_needs_are_given_back() -> Result {
+    let etcd = Etcd::start(1)?;
+    let store = etcd.store("/mesh").await?;
+    let client = etcd.client().await?;
+    let leases = async || -> Result<Vec<i64>> {
+        let leases = client.lease_client().leases().await?;
+        Ok(leases.leases().iter().map(|lease| lease.id()).collect())
+    };
+    let ttl = Some(Duration::from_secs(600));
+    let mut revision = NONE;
+    let mut last = 0;
+    for round in 0..3_u8 {
+        revision = store.put("a", vec![round].into(), revision, ttl).await?;
+        let there = leases().await?;
+        ensure!(there.len() == 1 && there[0] != last, "{there:?}");
+        last = there[0];
+    }
+    let granted = client.lease_client().time_to_live(last, None).await?;
+    // The change itself may take ten seconds.
+    assert_eq!(granted.granted_ttl(), 610);
+    for wrong in [NONE, Revision(revision.0 - 1)] {
+        let put = store.put("a", "x".into(), wrong, ttl).await;
+        ensure!(matches!(put, Err(StoreError::Conflict { .. })), "{put:?}");
+        assert_eq!(leases().await?, [last]);
+    }
+    // A value that stays, in place of one that does not.
+    revision = store.put("a", "x".into(), revision, None).await?;
+    assert_eq!(leases().await?, [0; 0]);
+    revision = store.put("a", "x".into(), revision, ttl).await?;
+    assert_eq!(leases().await?.len(), 1);
+    store.delete("a", Some(revision)).await?;
+    assert_eq!(leases().await?, [0; 0]);
+
+    // Whoever writes by hand may use a lease for more than one key: the others stay.
+    let by_hand = client.lease_client().grant(600, None).await?.id();
+    for key in ["/mesh/b", "/mesh/c"] {
+        let options = PutOptions::new().with_lease(by_hand);
+        client.kv_client().put(key, "1", Some(options)).await?;
+    }
+    let there = store.get("b").await?.context("it is there")?;
+    store.put("b", "2".into(), there.modified, None).await?;
+    assert_eq!(leases().await?, [by_hand]);
+    ensure!(store.get("c").await?.is_some(), "it went along");
+    store.delete("c", None).await?;
+    assert_eq!(leases().await?, [0; 0]);
     Ok(())
 }
