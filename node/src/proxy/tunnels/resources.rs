@@ -253,7 +253,9 @@ impl Resources {
                 counts[at] += 1;
             }
         };
-        for cluster in view.tunnels.keys() {
+        let kept = view.tunnels.keys();
+        // One that goes on as it was, though what is stored now is invalid, is invalid alone.
+        for cluster in kept.filter(|cluster| !view.invalid.contains_key(&Tunnel::key(cluster))) {
             count(states.get(cluster).unwrap_or(&UNSAID).as_str());
         }
         for _ in view.invalid.keys() {
