@@ -24,6 +24,8 @@ struct User {
     name: NodeName,
     /// It has its control stream.
     controlled: AtomicBool,
+    /// What it asks of the admin API.
+    exchanges: administer::Exchanges,
 }
 
 /// Serves a user's connection until it ends.
@@ -34,6 +36,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, user: Nod
     let user = Arc::new(User {
         name: user,
         controlled: AtomicBool::new(false),
+        exchanges: administer::Exchanges::default(),
     });
     let mut tasks = Tasks::new("stream of a user");
     loop {
@@ -71,7 +74,9 @@ async fn serve_stream(shared: Arc<Shared>, user: &User, inbound: Inbound) {
             let principal = Principal::User(user.name.clone());
             inbound.dial(&shared, dial, principal, Reach::Mesh).await;
         }
-        Open::Admin(_) => administer::serve(&shared, &user.name, inbound).await,
+        Open::Admin(_) => {
+            administer::serve(&shared, &user.name, &user.exchanges, inbound).await;
+        }
         Open::Control(_) => control(&shared, user, inbound).await,
         Open::Routes(_) | Open::Find(_) | Open::ClusterRoutes(_) => {
             let what = "a user may dial and administer, and nothing else";

@@ -7,7 +7,7 @@ use certs::Kind;
 use mesh_proto::grant::{Grant, May};
 use mesh_proto::refusal::Reason;
 use mesh_proto::wire::{ALPN_USER, Answer, Dial, Open};
-use mesh_tests::fleet::tcp_ingress;
+use mesh_tests::fleet::{Node, agent_config, tcp_ingress};
 use mesh_tests::http::get;
 use mesh_tests::pki::Pki;
 use mesh_tests::services::{self, Service, pattern};
@@ -76,6 +76,37 @@ async fn through_every_ingress() -> Result {
         ensure!(answer.mesh_error() == "not_allowed", "{}", answer.text());
     }
     ensure!(other.accepted() == 0);
+    site.stop().await;
+    Ok(())
+}
+
+/// What a proxy keeps to its own targets is no business of agents that leave.
+#[tokio::test]
+async fn kept_connections_outlive_agents() -> Result {
+    let web = web::start().await?;
+    let pki = Arc::new(Pki::new(A)?);
+    let site = Site::start(&pki, 1, |_, config| {
+        config.allow = rules(&[web.rule()])?;
+        Ok(())
+    })
+    .await?;
+    let proxy = &site.proxies[0];
+    let quic = [proxy.quic_addr()?];
+    let agent = Node::agent(agent_config(&pki, "a1", &quic, &[web.rule()])?).await?;
+    proxy.sessions(1).await?;
+    let ask = async |agent: &str| -> Result {
+        let path = format!("/client/{agent}/http/{}/source/5", web.rule());
+        let answer = get(proxy.ingress(0)?, &path).await?;
+        ensure!(answer.status == 200, "{}", answer.text());
+        Ok(())
+    };
+    ask(A).await?;
+    ask("a1").await?;
+    ensure!(web.accepted() == 2, "{} connections", web.accepted());
+    // It ends when the proxy has closed what it kept of it.
+    ensure!(agent.stop().await == 0, "a stream was cut");
+    ask(A).await?;
+    ensure!(web.accepted() == 2, "{} connections", web.accepted());
     site.stop().await;
     Ok(())
 }

@@ -261,6 +261,68 @@ async fn requests_of_bad_manners_end() -> Result {
     .await
 }
 
+/// Each answer that nobody reads is kept in memory: there are few of them, of one connection and of
+/// all, and those that end make room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_reads_is_bounded() -> Result {
+    let pki = Pki::new("a.example.com")?;
+    let proxy = Node::proxy(proxy_config(&pki, "proxy-1")?).await?;
+    let bob = pki.issue(Kind::User, "bob")?;
+    let connect = async || quic::connect(proxy.quic_addr()?, &bob, ALPN_USER).await;
+    let ask =
+        async |user: &Raw| quic::ask(&user.connection, &Open::Admin(OpenAdmin::default())).await;
+    let refused = |answer: Answer, what: &str| -> Result {
+        let Answer::Refused(refused) = answer else {
+            anyhow::bail!("{answer:?}");
+        };
+        ensure!(
+            refused.reason == Reason::Overloaded && refused.message.contains(what),
+            "{refused:?}"
+        );
+        Ok(())
+    };
+    let mut users = Vec::new();
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        let user = connect().await?;
+        for _ in 0..4 {
+            let (answer, send, recv) = ask(&user).await?;
+            ensure!(matches!(answer, Answer::Opened(_)), "{answer:?}");
+            open.push((send, recv));
+        }
+        refused(ask(&user).await?.0, "this connection has 4 requests")?;
+        users.push(user);
+    }
+    let more = connect().await?;
+    refused(ask(&more).await?.0, "this proxy answers 32 requests")?;
+    // The listener is not for users, and has its own way.
+    ensure!(proxy.as_proxy()?.status().state == "serving");
+
+    // One that is answered makes room, for its own connection and for others.
+    let (mut send, mut recv) = open.pop().context("the last one")?;
+    send.write_all(b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await?;
+    let told = recv.read_to_end(1 << 20).await?;
+    ensure!(told.starts_with(b"HTTP/1.1 200"), "{told:?}");
+    probe::eventually("there is room again", async || {
+        let (answer, send, recv) = ask(&more).await?;
+        ensure!(matches!(answer, Answer::Opened(_)), "{answer:?}");
+        Ok(drop((send, recv)))
+    })
+    .await?;
+    // So does one whose user has gone.
+    users.clear();
+    open.clear();
+    probe::eventually("others are served", async || {
+        raw(&more, b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .map(drop)
+    })
+    .await?;
+    proxy.stop().await;
+    Ok(())
+}
+
 /// Agents and proxies are not users.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_users_administer() -> Result {

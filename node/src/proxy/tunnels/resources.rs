@@ -253,11 +253,10 @@ impl Resources {
                 counts[at] += 1;
             }
         };
-        for cluster in view.tunnels.keys() {
-            // One that is kept as it was, while something else is stored, is told of once.
-            if !view.invalid.contains_key(&Tunnel::key(cluster)) {
-                count(states.get(cluster).unwrap_or(&UNSAID).as_str());
-            }
+        let kept = view.tunnels.keys();
+        // One that goes on as it was, though what is stored now is invalid, is invalid alone.
+        for cluster in kept.filter(|cluster| !view.invalid.contains_key(&Tunnel::key(cluster))) {
+            count(states.get(cluster).unwrap_or(&UNSAID).as_str());
         }
         for _ in view.invalid.keys() {
             count(INVALID);

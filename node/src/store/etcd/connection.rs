@@ -4,11 +4,12 @@ use std::fmt;
 use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, KeyValue, TlsOptions};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::failure::{Failure, classify};
@@ -20,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one member has to answer, connecting included. An election takes up to two seconds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long all attempts at one thing may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The wait before members that answer, but cannot at the moment, are asked again.
 const BUSY_WAIT: Duration = Duration::from_millis(100);
 /// How often a connection in use is probed. etcd takes it amiss below five seconds.
@@ -143,7 +144,7 @@ impl Connection {
         // A connection that stood for long may be broken without anybody having noticed.
         let mut left_in_round = self.url.endpoints.len() + 1;
         loop {
-            let (turn, failure) = match self.attempt(&work).await {
+            let (turn, failure) = match self.attempt(deadline, &work).await {
                 Ok(answer) => {
                     return Ok(Done {
                         answer,
@@ -182,35 +183,59 @@ impl Connection {
         }
     }
 
-    /// One attempt, at the member whose turn it is. After a failure it is another one's.
-    async fn attempt<T, F>(&self, work: impl Fn(Client) -> F) -> Result<T, (usize, Failure)>
+    /// Asks one member once, for something that need not be done. Whether it was, is told.
+    pub(super) async fn try_once<T, F>(&self, work: impl Fn(Client) -> F + Send) -> Option<T>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+        T: Send,
+    {
+        let deadline = Instant::now() + ATTEMPT_TIMEOUT;
+        match self.attempt(deadline, &work).await {
+            Ok(answer) => Some(answer),
+            Err((turn, failure)) => {
+                let endpoint = self.endpoint(turn);
+                tracing::debug!(store = ?self, endpoint, ?failure, "a member of the store did not tidy up");
+                None
+            }
+        }
+    }
+
+    /// One attempt, at the member whose turn it is, which ends at the deadline at the latest. After
+    /// a failure it is another one's.
+    async fn attempt<T, F>(
+        &self,
+        deadline: Instant,
+        work: impl Fn(Client) -> F,
+    ) -> Result<T, (usize, Failure)>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let (turn, client) = self.client().await?;
-        let failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, work(client)).await {
+        let (turn, client) = self.client(deadline).await?;
+        let until = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+        let failure = match tokio::time::timeout_at(until, work(client)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => classify(&error),
             Err(_) => Failure::timed_out(),
         };
         if matches!(failure, Failure::Elsewhere { .. }) {
-            self.give_up(turn).await;
+            self.give_up(turn);
         }
         Err((turn, failure))
     }
 
-    /// The client of the member whose turn it is.
-    pub(super) async fn client(&self) -> Result<(usize, Client), (usize, Failure)> {
-        let mut current = self.current.lock().await;
-        let turn = current.turn;
+    /// The client of the member whose turn it is. Several that want one at the same time connect
+    /// side by side, so that none waits for the others' attempts; the first to have it is kept.
+    async fn client(&self, deadline: Instant) -> Result<(usize, Client), (usize, Failure)> {
+        let (turn, known) = {
+            let current = self.current();
+            (current.turn, current.client.clone())
+        };
+        let was_closed = || Failure::Final(StoreError::unreachable("it was closed"));
         if self.is_closed() {
-            return Err((
-                turn,
-                Failure::Final(StoreError::unreachable("it was closed")),
-            ));
+            return Err((turn, was_closed()));
         }
-        if let Some(client) = &current.client {
-            return Ok((turn, client.clone()));
+        if let Some(client) = known {
+            return Ok((turn, client));
         }
         let scheme = if self.url.tls.is_some() {
             "https"
@@ -219,10 +244,18 @@ impl Connection {
         };
         let endpoint = format!("{scheme}://{}", self.endpoint(turn));
         let connecting = Client::connect([endpoint], Some(self.options.clone()));
-        let failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, connecting).await {
+        let until = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+        let failure = match tokio::time::timeout_at(until, connecting).await {
             Ok(Ok(client)) => {
-                current.client = Some(client.clone());
-                return Ok((turn, client));
+                let mut current = self.current();
+                // Closing says so first, and takes away afterwards what is kept.
+                if self.is_closed() {
+                    return Err((turn, was_closed()));
+                }
+                if current.turn != turn {
+                    return Ok((turn, client));
+                }
+                return Ok((turn, current.client.get_or_insert(client).clone()));
             }
             Ok(Err(error)) => classify(&error),
             Err(_) => Failure::timed_out(),
@@ -230,7 +263,7 @@ impl Connection {
         // Nothing but a password was sent.
         let failure = match failure {
             Failure::Elsewhere { what, answers, .. } => {
-                current.turn = turn.wrapping_add(1);
+                self.give_up(turn);
                 Failure::Elsewhere {
                     what,
                     maybe_done: false,
@@ -242,13 +275,22 @@ impl Connection {
         Err((turn, failure))
     }
 
+    /// Whose turn it is.
+    pub(super) fn turn(&self) -> usize {
+        self.current().turn
+    }
+
     /// The next member, unless somebody was faster.
-    pub(super) async fn give_up(&self, turn: usize) {
-        let mut current = self.current.lock().await;
+    pub(super) fn give_up(&self, turn: usize) {
+        let mut current = self.current();
         if current.turn == turn {
             current.turn = turn.wrapping_add(1);
             current.client = None;
         }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn endpoint(&self, turn: usize) -> &str {
@@ -273,10 +315,10 @@ impl Connection {
         }
     }
 
-    pub(super) async fn close(&self) {
+    pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.closing.notify_waiters();
-        self.current.lock().await.client = None;
+        self.current().client = None;
     }
 }
 

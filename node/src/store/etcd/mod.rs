@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions,
+    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use super::{
@@ -20,7 +20,7 @@ mod connection;
 mod failure;
 mod watch;
 
-use connection::{Connection, Done};
+use connection::{Connection, Done, REQUEST_TIMEOUT};
 use watch::EtcdWatch;
 
 /// How many entries one answer has; it must fit into gRPC's 4 MiB.
@@ -67,13 +67,38 @@ impl EtcdStore {
         self.connection.write(work).await
     }
 
-    /// A lease that ends by itself. One that is not used in the end does so too.
+    /// A lease that ends by itself. Its time begins here, and the change that it is for may take as
+    /// long as a request: with that, no life is shorter than asked for.
     async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
-        let seconds = i64::try_from(whole_seconds(ttl)).unwrap_or(i64::MAX);
+        let ttl = whole_seconds(ttl.saturating_add(REQUEST_TIMEOUT));
+        let seconds = i64::try_from(ttl).unwrap_or(i64::MAX);
         let work = move |client: etcd_client::Client| async move {
             client.lease_client().grant(seconds, None).await
         };
         Ok(self.connection.read(work).await?.id())
+    }
+
+    /// Gives a lease back that nothing is attached to any more, if there is one; otherwise it would
+    /// stay until its time is over, and etcd keeps each of them in memory and on disk. Somebody who
+    /// writes by hand may have more than one key on it. What fails here ends by itself.
+    async fn give_back(&self, lease: i64) {
+        if lease == 0 {
+            return;
+        }
+        let asked = move |client: etcd_client::Client| async move {
+            let options = LeaseTimeToLiveOptions::new().with_keys();
+            let mut leases = client.lease_client();
+            if leases
+                .time_to_live(lease, Some(options))
+                .await?
+                .keys()
+                .is_empty()
+            {
+                leases.revoke(lease).await?;
+            }
+            Ok(())
+        };
+        self.connection.try_once(asked).await;
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, StoreError> {
@@ -148,13 +173,16 @@ impl Store for EtcdStore {
                 Some(ttl) => Some(self.grant(ttl).await?),
                 None => None,
             };
-            let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+            let options = PutOptions::new()
+                .with_prev_key()
+                .with_lease(lease.unwrap_or(0));
             let txn = Txn::new()
                 .when([unchanged(&key, expected)])
-                .and_then([TxnOp::put(key.clone(), value.to_vec(), options)])
+                .and_then([TxnOp::put(key.clone(), value.to_vec(), Some(options))])
                 .or_else([TxnOp::get(key, None)]);
             let done = self.txn(txn).await?;
             if done.answer.succeeded() {
+                self.give_back(lease_before(&done.answer)).await;
                 return Ok(header_revision(&done.answer));
             }
             let current = found(&done.answer);
@@ -167,6 +195,7 @@ impl Store for EtcdStore {
             {
                 return Ok(to_revision(kv.mod_revision()));
             }
+            self.give_back(lease.unwrap_or(0)).await;
             Err(conflict(current.as_ref()))
         })
     }
@@ -183,13 +212,15 @@ impl Store for EtcdStore {
                 Some(expected) => unchanged(&key, expected),
                 None => Compare::mod_revision(key.clone(), CompareOp::Greater, 0),
             };
+            let options = DeleteOptions::new().with_prev_key();
             let txn = Txn::new()
                 .when([compare])
-                .and_then([TxnOp::delete(key.clone(), None)])
+                .and_then([TxnOp::delete(key.clone(), Some(options))])
                 .or_else([TxnOp::get(key, None)]);
             let done = self.txn(txn).await?;
             let revision = header_revision(&done.answer);
             if done.answer.succeeded() {
+                self.give_back(lease_before(&done.answer)).await;
                 // What was expected not to be there was not.
                 return Ok((expected != Some(Revision::NONE)).then_some(revision));
             }
@@ -228,7 +259,7 @@ impl Store for EtcdStore {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.connection.close())
+        Box::pin(async { self.connection.close() })
     }
 }
 
@@ -247,6 +278,19 @@ fn found(answer: &TxnResponse) -> Option<KeyValue> {
             TxnOpResponse::Get(get) => get.kvs().first().cloned(),
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
         })
+}
+
+/// The lease of the value that was replaced or deleted; 0 when there is none.
+fn lease_before(answer: &TxnResponse) -> i64 {
+    answer
+        .op_responses()
+        .into_iter()
+        .find_map(|response| match response {
+            TxnOpResponse::Put(put) => put.prev_key().map(KeyValue::lease),
+            TxnOpResponse::Delete(delete) => delete.prev_kvs().first().map(KeyValue::lease),
+            TxnOpResponse::Get(_) | TxnOpResponse::Txn(_) => None,
+        })
+        .unwrap_or(0)
 }
 
 fn conflict(current: Option<&KeyValue>) -> StoreError {

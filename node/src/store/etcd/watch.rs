@@ -86,7 +86,7 @@ impl EtcdWatch {
             {
                 return Err(StoreError::Compacted);
             }
-            self.connection.give_up(stream.turn).await;
+            self.connection.give_up(stream.turn);
         }
         Err(StoreError::unreachable("its members lag behind"))
     }
@@ -114,9 +114,7 @@ impl EtcdWatch {
         // Which member answers is known only if no other call changes it meanwhile; a wrong turn
         // costs one that works its connection, and nothing else.
         let (stream, created) = self.connection.read(work).await?;
-        let turn = match self.connection.client().await {
-            Ok((turn, _)) | Err((turn, _)) => turn,
-        };
+        let turn = self.connection.turn();
         let revision = match &created {
             Some(created) if created.canceled() => return Err(cancelled(created)),
             Some(created) => revision_of(created),
@@ -185,7 +183,7 @@ impl Watch for EtcdWatch {
                 };
                 tracing::debug!(store = ?connection, error = %broken, "a watch broke; it goes on elsewhere");
                 self.stream = None;
-                connection.give_up(turn).await;
+                connection.give_up(turn);
                 if std::mem::replace(&mut self.is_resumed, true) {
                     // Twice in a row without anything between: somebody should wait a while.
                     self.is_resumed = false;

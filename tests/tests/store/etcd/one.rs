@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use etcd_client::{Permission, RoleGrantPermissionResponse};
+use etcd_client::{Permission, PutOptions, RoleGrantPermissionResponse};
 use mesh_tests::probe::eventually;
 use mesh_tests::{Result, binary};
 use node::store::{Clock, Freshness, Revision, Store, StoreError, StoreUrl, Watched};
@@ -15,6 +16,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use tokio::time::Instant;
 
 use super::support::Etcd;
 use crate::support::{Answer, next, next_many, pairs, said};
@@ -311,5 +313,87 @@ async fn a_cluster_that_is_not_there_is_unreachable() -> Result {
         ),
         "{error}"
     );
+    Ok(())
+}
+
+/// Members that accept connections and then say nothing: each of many calls ends at its own deadline,
+/// as it would alone.
+#[tokio::test(start_paused = true)]
+async fn calls_do_not_wait_for_each_others_attempts() -> Result {
+    let mut members = Vec::new();
+    for _ in 0..5 {
+        members.push(tokio::net::TcpListener::bind("127.0.0.1:0").await?);
+    }
+    let addresses: Vec<String> = members
+        .iter()
+        .map(|member| Ok(member.local_addr()?.to_string()))
+        .collect::<Result<_>>()?;
+    // With a password there is something to wait for before the first call.
+    for user in ["mesh:secret@", ""] {
+        let store = open(&format!("etcd://{user}{}/mesh", addresses.join(","))).await?;
+        let calls = (0..8).map(|_| async {
+            let start = Instant::now();
+            let result = store.get("a").await;
+            (result, start.elapsed())
+        });
+        for (result, took) in futures_util::future::join_all(calls).await {
+            ensure!(
+                matches!(result, Err(StoreError::Unreachable { .. })),
+                "{result:?}"
+            );
+            // Of the clock that the test has.
+            ensure!(took <= Duration::from_millis(10_010), "{took:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A lease lasts as long as the value that it is for, and at least as long as was asked for.
+#[tokio::test]
+async fn leases_that_nobody_needs_are_given_back() -> Result {
+    let etcd = Etcd::start(1)?;
+    let store = etcd.store("/mesh").await?;
+    let client = etcd.client().await?;
+    let leases = async || -> Result<Vec<i64>> {
+        let leases = client.lease_client().leases().await?;
+        Ok(leases.leases().iter().map(|lease| lease.id()).collect())
+    };
+    let ttl = Some(Duration::from_secs(600));
+    let mut revision = NONE;
+    let mut last = 0;
+    for round in 0..3_u8 {
+        revision = store.put("a", vec![round].into(), revision, ttl).await?;
+        let there = leases().await?;
+        ensure!(there.len() == 1 && there[0] != last, "{there:?}");
+        last = there[0];
+    }
+    let granted = client.lease_client().time_to_live(last, None).await?;
+    // The change itself may take ten seconds.
+    assert_eq!(granted.granted_ttl(), 610);
+    for wrong in [NONE, Revision(revision.0 - 1)] {
+        let put = store.put("a", "x".into(), wrong, ttl).await;
+        ensure!(matches!(put, Err(StoreError::Conflict { .. })), "{put:?}");
+        assert_eq!(leases().await?, [last]);
+    }
+    // A value that stays, in place of one that does not.
+    revision = store.put("a", "x".into(), revision, None).await?;
+    assert_eq!(leases().await?, [0; 0]);
+    revision = store.put("a", "x".into(), revision, ttl).await?;
+    assert_eq!(leases().await?.len(), 1);
+    store.delete("a", Some(revision)).await?;
+    assert_eq!(leases().await?, [0; 0]);
+
+    // Whoever writes by hand may use a lease for more than one key: the others stay.
+    let by_hand = client.lease_client().grant(600, None).await?.id();
+    for key in ["/mesh/b", "/mesh/c"] {
+        let options = PutOptions::new().with_lease(by_hand);
+        client.kv_client().put(key, "1", Some(options)).await?;
+    }
+    let there = store.get("b").await?.context("it is there")?;
+    store.put("b", "2".into(), there.modified, None).await?;
+    assert_eq!(leases().await?, [by_hand]);
+    ensure!(store.get("c").await?.is_some(), "it went along");
+    store.delete("c", None).await?;
+    assert_eq!(leases().await?, [0; 0]);
     Ok(())
 }

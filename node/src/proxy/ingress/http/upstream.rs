@@ -121,9 +121,12 @@ impl Upstream {
 
     /// Closes the idle connections through `agent`.
     pub(super) fn evict(&self, agent: &AgentName) {
-        let name = |key: &PoolKey| self.shared.place(&key.agent)?.name();
-        // What is nobody's any more, since its cluster is not trusted, goes as well.
-        let is_of_agent = |key: &PoolKey| name(key).is_none_or(|name| name == *agent);
+        let is_of_agent = |key: &PoolKey| match self.shared.place(&key.agent) {
+            // What this proxy reaches itself goes through no agent.
+            Some(place) => place.name().is_some_and(|name| name == *agent),
+            // What is nobody's any more, since its cluster is not trusted, goes as well.
+            None => true,
+        };
         let evicted: Vec<_> = self
             .lock()
             .by_key
