@@ -74,22 +74,19 @@ async fn scenario(world: &mut World) -> Result {
             fleet.memory.compact();
             bound = BOUND_AFTER_FAILURE;
         }
-        for (keeper, before) in before.iter_mut().enumerate() {
-            match before.take() {
-                None if rng.random_ratio(1, 4) => {
-                    settled(world, &fleet, keeper, bound).await?;
-                    fleet.ways[keeper].set_down(true);
-                    *before = Some(running(world, fleet.keepers[keeper])?);
-                }
-                Some(_) if rng.random_ratio(1, 2) => {
-                    fleet.ways[keeper].set_down(false);
-                    bound = BOUND_AFTER_FAILURE;
-                }
-                as_it_is => *before = as_it_is,
+        for (keeper, was) in before.iter_mut().enumerate() {
+            if was.is_none() && rng.random_ratio(1, 4) {
+                settled(world, &fleet, keeper, bound).await?;
+                fleet.ways[keeper].set_down(true);
+                *was = Some(running(world, fleet.keepers[keeper])?);
+            } else if was.is_some() && rng.random_ratio(1, 2) {
+                fleet.ways[keeper].set_down(false);
+                *was = None;
+                bound = BOUND_AFTER_FAILURE;
             }
         }
-        for (keeper, before) in before.iter().enumerate() {
-            if before.is_none() {
+        for (keeper, was) in before.iter().enumerate() {
+            if was.is_none() {
                 settled(world, &fleet, keeper, bound).await?;
             }
         }
