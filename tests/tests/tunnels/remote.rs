@@ -307,7 +307,8 @@ async fn what_nobody_reads_is_bounded() -> Result {
     probe::eventually("there is room again", async || {
         let (answer, send, recv) = ask(&more).await?;
         ensure!(matches!(answer, Answer::Opened(_)), "{answer:?}");
-        Ok(drop((send, recv)))
+        drop((send, recv));
+        Ok(())
     })
     .await?;
     // So does one whose user has gone.
