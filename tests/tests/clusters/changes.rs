@@ -246,7 +246,7 @@ async fn a_tunnel_that_is_left_takes_no_dials() -> Result {
         Ok(())
     })
     .await?;
-    let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
+    let (answers, mut answered) = tokio::sync::mpsc::channel(4);
     let open = Open::Dial(Dial {
         target: echo.rule().parse()?,
         agent: B.parse()?,
@@ -269,11 +269,11 @@ async fn a_tunnel_that_is_left_takes_no_dials() -> Result {
         async move {
             let (_send, mut recv) = welcome(&connection, A, "a1").await?;
             let (answer, ..) = quic::ask(&connection, &open).await?;
-            answers.send(answer)?;
+            answers.send(answer).await?;
             let frame: AgentFrame = quic::read(&mut recv).await?;
             ensure!(matches!(frame, AgentFrame::Leaving(_)), "{frame:?}");
             let (answer, ..) = quic::ask(&connection, &open).await?;
-            answers.send(answer)?;
+            answers.send(answer).await?;
             connection.closed().await;
             Ok(())
         }
