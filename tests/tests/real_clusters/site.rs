@@ -223,6 +223,7 @@ impl Site {
     }
 
     /// Ends a proxy of B at once, and starts it again.
+    #[cfg(feature = "etcd")]
     pub(crate) fn restart_b(&mut self, index: usize) -> Result {
         self.b[index].signal("KILL")?;
         self.b[index].wait()?;
