@@ -13,6 +13,7 @@ use mesh_tests::pki::Pki;
 use mesh_tests::sim::{self, NodeId, World};
 use mesh_tests::store::{Memory, Outages, virtual_clock};
 use node::config::TrustConfig;
+use node::proxy::Phase;
 use node::store::{Revision, Store};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -137,6 +138,16 @@ async fn start(world: &mut World) -> Result<Fleet> {
             config.peers = Vec::new();
             config.trust = vec![own.clone()];
             Ok(())
+        })
+        .await?;
+    // Before, they keep no tunnels: they do not know yet where agents are.
+    let serves = |world: &World, keeper: &NodeId| {
+        let proxy = world.proxy(*keeper);
+        proxy.is_ok_and(|proxy| *proxy.readiness().borrow() == Phase::Serving)
+    };
+    world
+        .until("the keepers have joined", |world| {
+            keepers.iter().all(|keeper| serves(world, keeper))
         })
         .await?;
     Ok(Fleet {
