@@ -227,10 +227,13 @@ impl Policy {
         } else {
             format!("by default no {kind} may dial")
         };
+        let agents = vec![AgentPattern::exactly_of(whose)];
         let missing = Grant {
             who: vec![WhoPattern::exactly(principal)],
             may: BTreeSet::from([May::Dial]),
-            agents: Some(vec![AgentPattern::exactly_of(whose)]),
+            // A cluster directly below this one is called like an agent of this one: no pattern is about it.
+            agents: Some(agents)
+                .filter(|agents| agents.iter().any(|agent| agent.covers(whose, &self.own))),
             targets: Some(vec![TargetPattern::exactly(target)]),
         };
         Err(Denied {

@@ -148,6 +148,17 @@ fn star(pattern: &str, text: &str) -> bool {
     glob(pattern.as_bytes(), text.as_bytes())
 }
 
+/// The same, label by label: a star stands for no dot.
+fn labels(pattern: &str, text: &str) -> bool {
+    let (patterns, texts): (Vec<_>, Vec<_>) =
+        (pattern.split('.').collect(), text.split('.').collect());
+    patterns.len() == texts.len()
+        && patterns
+            .iter()
+            .zip(texts)
+            .all(|(one, other)| star(one, other))
+}
+
 fn kind(text: &str) -> &str {
     text.split(':').next().unwrap()
 }
@@ -172,9 +183,10 @@ fn may_dial(grants: &[Written], principal: &str, agent: &str, target: &str) -> b
                 if !pattern.contains('.') {
                     !agent.contains('.') && star(pattern, agent)
                 } else if agent.contains('.') {
-                    star(pattern, agent)
+                    // None of the names here is that of a cluster below the own one.
+                    labels(pattern, agent)
                 } else {
-                    star(pattern, &format!("{agent}.{OWN}"))
+                    labels(pattern, &format!("{agent}.{OWN}"))
                 }
             })
         });

@@ -17,8 +17,9 @@ pub struct WhoPattern {
     name: Glob,
 }
 
-/// Agents: `db-1`, `db-*`, `*`, with one star for any text or none. Without a dot it is about
-/// agents of the proxy's own cluster; `*.b.example.com` is about those of another one.
+/// Agents: `db-1`, `db-*`, `*`, with one star for any text without a dot, or none. Without a dot it is
+/// about agents of the proxy's own cluster, and so it is with that cluster's name behind it;
+/// `*.b.example.com` is about those of another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentPattern(Glob);
 
@@ -105,14 +106,22 @@ impl AgentPattern {
     }
 
     /// Whether this is one of these, at a proxy of the cluster `own`. A pattern without a dot covers
-    /// agents of that cluster alone, though the name of another cluster may look like one of theirs.
+    /// agents of that cluster alone, and so does one without a dot before the name of that cluster,
+    /// though the name of another cluster may look like one of theirs.
     #[must_use]
     pub fn covers(&self, whose: Whose<'_>, own: &Cluster) -> bool {
-        let qualified = self.0.0.contains('.');
+        let text = self.0.0.as_str();
+        let of_own = text
+            .strip_suffix(own.as_str())
+            .and_then(|start| start.strip_suffix('.'))
+            .unwrap_or(text);
+        let own_alone = !of_own.contains('.');
         match whose {
-            Whose::Agent(name) if qualified => self.0.matches(&format!("{name}.{own}")),
+            Whose::Agent(name) if text.contains('.') => {
+                self.0.matches_in_label(&format!("{name}.{own}"))
+            }
             Whose::Agent(name) => self.0.matches(name.as_str()),
-            Whose::Cluster(name) => qualified && self.0.matches(name.as_str()),
+            Whose::Cluster(name) => !own_alone && self.0.matches_in_label(name.as_str()),
         }
     }
 }
@@ -234,6 +243,12 @@ impl Glob {
                 .strip_prefix(start)
                 .is_some_and(|rest| rest.ends_with(end)),
         }
+    }
+
+    /// The same, where the star stands for no dot.
+    fn matches_in_label(&self, text: &str) -> bool {
+        // Nothing else than the star can add a dot.
+        self.matches(text) && self.0.matches('.').count() == text.matches('.').count()
     }
 }
 

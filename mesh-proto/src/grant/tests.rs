@@ -211,8 +211,8 @@ fn agents_match_however_they_are_written() {
         ),
         (
             "*.example.com",
-            &["db-1", "db-1.example.com", "a.b.example.com"],
-            &["example.com", "db-1.b.example.org"],
+            &["db-1", "db-1.example.com"],
+            &["example.com", "a.b.example.com", "db-1.b.example.org"],
         ),
         (
             "*.b.example.org",
@@ -432,7 +432,9 @@ fn a_cluster_that_looks_like_an_agent_is_none() {
         ("a", true, false),
         ("*", true, false),
         ("b", false, false),
-        ("*.example.com", true, true),
+        ("a.example.com", true, false),
+        ("*.example.com", true, false),
+        ("a*.example.com", true, false),
         ("*.b.example.com", false, false),
     ] {
         let pattern: AgentPattern = pattern.parse().unwrap();
@@ -447,4 +449,16 @@ fn a_cluster_that_looks_like_an_agent_is_none() {
             "{pattern}"
         );
     }
+    // What a denial says is missing must help: there is no pattern for that one.
+    let policy = policy(vec![grant(&["user:bob"], &[May::Dial], &["*"], &[])]);
+    let (who, target) = ("user:bob".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+    let denied = policy
+        .may_dial_of(&who, Whose::Cluster(&text), &text, &target)
+        .unwrap_err();
+    let helped = Policy::new(own, vec![denied.missing]);
+    assert!(
+        helped
+            .may_dial_of(&who, Whose::Cluster(&text), &text, &target)
+            .is_ok()
+    );
 }
